@@ -1,0 +1,185 @@
+"""The interface of every certificate: evidence -> bounds -> radius."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_rs.checks import check_alpha
+from lightning_rs.evidence import Evidence
+from lightning_rs.noise.base import Noise
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+Ball = Literal["open", "closed"]
+ABSTAIN = -1
+E = TypeVar("E", bound=Evidence)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a certificate may know beside the evidence: all of it was fixed before the estimation samples.
+
+    Attributes:
+        noise: the law of the noisy copies.
+        alpha: failure probability of the whole statement about one image.
+        n: number of samples an image.
+        top: class of each image from the selection samples, shape (B,); -1 where the law needs none.
+        runner_up: second class of each image from the selection samples, shape (B,).
+        shape: shape of one input, for instance (3, 32, 32).
+    """
+
+    noise: Noise
+    alpha: float
+    n: int
+    top: IntArray
+    runner_up: IntArray
+    shape: tuple[int, ...]
+
+    @property
+    def dim(self) -> int:
+        """Number of input coordinates."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Radii:
+    """What a certificate says of a batch of images.
+
+    Attributes:
+        prediction: certified class, shape (B,), or ``ABSTAIN`` = -1.
+        radius: in input units, shape (B,), 0 where it abstains, float64, rounded down.
+        bounds: the confidence bounds that were used, by name, each of shape (B,); for the record.
+        notes: remarks for single images, by row ("gradient bound infeasible: radius without it").
+    """
+
+    prediction: IntArray
+    radius: FloatArray
+    bounds: Mapping[str, FloatArray] = field(default_factory=dict)
+    notes: Mapping[int, str] = field(default_factory=dict)
+
+
+class Certificate(ABC):
+    """A theorem made executable: from the evidence of one sampling pass to a radius for each image.
+
+    A subclass declares its norm, the noises it is proved for, the evidence it needs and how it shares
+    alpha among its confidence events, and implements :meth:`_radii`. :meth:`certify` checks and sequences.
+    A parameter of the theorem is a keyword of ``__init__``, stored under its own name.
+
+    Attributes:
+        norm: norm of the certified ball: "l1", "l2", "linf", or a named variant such as "l2:red".
+        ball: whether the ball contains its boundary.
+        noises: laws for which the theorem holds.
+        evidence: evidence types that it reads.
+        alpha_split: share of alpha for each confidence event; the shares sum to 1.
+        votes_only: the radius is a function of the recorded counts, so records can be recomputed.
+    """
+
+    norm: str
+    ball: ClassVar[Ball] = "open"
+    noises: ClassVar[tuple[type[Noise], ...]]
+    evidence: ClassVar[tuple[type[Evidence], ...]]
+    alpha_split: Mapping[str, float]
+    votes_only: ClassVar[bool] = False
+
+    @property
+    def name(self) -> str:
+        """The name under which records list this certificate."""
+        return type(self).__name__
+
+    @final
+    def check_noise(self, noise: Noise) -> None:
+        """Raise ``ValueError`` if the theorem does not hold for this noise."""
+        if not isinstance(noise, self.noises):
+            proved = " or ".join(law.__name__ for law in self.noises)
+            raise ValueError(f"certificate {self.name} is proved for {proved}, got noise {noise!r}")
+
+    @final
+    def certify(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        """Return the certified radii of a batch.
+
+        Args:
+            evidence: accumulated evidence by type; it must contain all types in ``self.evidence``.
+            setting: noise, alpha, n, selected classes, input shape.
+
+        Raises:
+            ValueError: for a noise the theorem is not proved for, alpha outside (0, 1) or missing evidence.
+        """
+        self.check_noise(setting.noise)
+        check_alpha(setting.alpha)
+        missing = [kind.__name__ for kind in self.evidence if kind not in evidence]
+        if missing:
+            got = ", ".join(kind.__name__ for kind in evidence) or "none"
+            raise ValueError(f"certificate {self.name} needs the evidence {', '.join(missing)}, got {got}")
+        radii = self._radii(evidence, setting)
+        if not np.isfinite(radii.radius).all() or (radii.radius < 0).any():
+            raise AssertionError(f"{self.name} produced a radius that is not a finite number >= 0")
+        return radii
+
+    @abstractmethod
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        """Bound and solve; inputs are already checked."""
+
+    def spec(self) -> dict[str, Any]:
+        """Return the parameters of the theorem as plain values."""
+        names = [p for p in inspect.signature(type(self).__init__).parameters if p not in ("self", "args", "kwargs")]
+        return {name: getattr(self, name) for name in names}
+
+    def __eq__(self, other: object) -> bool:
+        """Two certificates are equal if they are the same theorem with the same parameters."""
+        return type(self) is type(other) and isinstance(other, Certificate) and self.spec() == other.spec()
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, repr(sorted(self.spec().items()))))
+
+    def __repr__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.spec().items())})"
+
+
+def read(evidence: Mapping[type[Evidence], Evidence], kind: type[E]) -> E:
+    """Return the evidence of one type, typed."""
+    found = evidence[kind]
+    assert isinstance(found, kind)
+    return found
+
+
+def at(values: NDArray[Any], classes: IntArray) -> NDArray[Any]:
+    """Return ``values[b, classes[b]]`` for every row b."""
+    return np.take_along_axis(values, classes[:, None], axis=1)[:, 0]
+
+
+def abstain_at_zero(radius: FloatArray, top: IntArray) -> IntArray:
+    """Return the class where the radius is positive, ``ABSTAIN`` elsewhere."""
+    return np.where(radius > 0, top, ABSTAIN)
+
+
+def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
+    """Return ``{"class": name, **parameters}``, plain values for record headers."""
+    return {"class": type(certificate).__name__, **certificate.spec()}
+
+
+def certificate_from_dict(spec: Mapping[str, Any]) -> Certificate:
+    """Rebuild a certificate from :func:`certificate_to_dict`.
+
+    Raises:
+        ValueError: if the class is unknown or its parameters are not accepted.
+    """
+    known = {cls.__name__: cls for cls in _subclasses(Certificate) if not inspect.isabstract(cls)}
+    name = spec.get("class")
+    if name not in known:
+        raise ValueError(f"certificate must be one of {', '.join(sorted(known))}, got {name!r}")
+    try:
+        return known[name](**{key: value for key, value in spec.items() if key != "class"})
+    except TypeError as error:
+        raise ValueError(f"certificate {name} does not take {dict(spec)!r}: {error}") from error
+
+
+def _subclasses(cls: type[Certificate]) -> list[type[Certificate]]:
+    direct = cls.__subclasses__()
+    return direct + [deeper for sub in direct for deeper in _subclasses(sub)]

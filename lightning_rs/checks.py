@@ -1,0 +1,98 @@
+"""Argument checks: every refusal names the argument, its value and what would be right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def as_float64(name: str, value: ArrayLike) -> FloatArray:
+    """Return ``value`` as a float64 array; raise ``ValueError`` if any entry is NaN."""
+    array = np.asarray(value, dtype=np.float64)
+    if np.isnan(array).any():
+        raise ValueError(f"{name} must not be NaN, got {_show(value)}")
+    return array
+
+
+def as_count(name: str, value: ArrayLike) -> IntArray:
+    """Return ``value`` as an int64 array; raise ``ValueError`` unless all entries are integers >= 0."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "iub" and not np.all(np.equal(np.mod(array, 1), 0)):
+        raise ValueError(f"{name} must hold whole numbers, got {_show(value)}")
+    counts = array.astype(np.int64)
+    if (counts < 0).any():
+        raise ValueError(f"{name} must be >= 0, got {_show(value)}")
+    return counts
+
+
+def check_alpha(alpha: ArrayLike, name: str = "alpha") -> FloatArray:
+    """Return failure probabilities as float64; raise ``ValueError`` unless all lie in (0, 1)."""
+    array = as_float64(name, alpha)
+    if not ((array > 0) & (array < 1)).all():
+        raise ValueError(f"{name} must lie in (0, 1), got {_show(alpha)}")
+    return array
+
+
+def check_probability(name: str, value: ArrayLike) -> FloatArray:
+    """Return probabilities as float64; raise ``ValueError`` unless all lie in [0, 1]."""
+    array = as_float64(name, value)
+    if not ((array >= 0) & (array <= 1)).all():
+        raise ValueError(f"{name} must lie in [0, 1], got {_show(value)}")
+    return array
+
+
+def check_positive(name: str, value: ArrayLike) -> FloatArray:
+    """Return float64 values; raise ``ValueError`` unless all are finite and > 0."""
+    array = as_float64(name, value)
+    if not ((array > 0) & np.isfinite(array)).all():
+        raise ValueError(f"{name} must be finite and > 0, got {_show(value)}")
+    return array
+
+
+def check_nonnegative(name: str, value: ArrayLike) -> FloatArray:
+    """Return float64 values; raise ``ValueError`` unless all are >= 0 (infinity is allowed)."""
+    array = as_float64(name, value)
+    if not (array >= 0).all():
+        raise ValueError(f"{name} must be >= 0, got {_show(value)}")
+    return array
+
+
+def check_at_least(name: str, value: int, least: int) -> int:
+    """Return the integer ``value``; raise ``ValueError`` unless it is a whole number >= ``least``."""
+    if isinstance(value, bool) or int(value) != value or value < least:
+        raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
+    return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
+    """Raise ``ValueError`` unless ``value`` is one of ``choices``."""
+    options = list(choices)
+    if value not in options:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, options))}, got {value!r}")
+
+
+def tail_of(p_lower: ArrayLike | None, q_upper: ArrayLike | None, name: str = "p_lower") -> FloatArray:
+    """Return the tail ``q = 1 - p`` from whichever of the two was given.
+
+    Near one the tail carries the information: ``p = 1 - 1e-17`` is not a float64, ``q = 1e-17`` is.
+
+    Raises:
+        ValueError: if both or neither are given, or a value lies outside [0, 1].
+    """
+    if (p_lower is None) == (q_upper is None):
+        raise ValueError(f"give exactly one of {name} and q_upper (= 1 - {name})")
+    if q_upper is not None:
+        return check_probability("q_upper", q_upper)
+    return 1.0 - check_probability(name, p_lower if p_lower is not None else math.nan)
+
+
+def _show(value: Any) -> str:
+    text = np.array2string(np.asarray(value), threshold=6) if not np.isscalar(value) else repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

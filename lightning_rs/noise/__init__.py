@@ -1,0 +1,1 @@
+"""How an input is randomised: one law a file."""

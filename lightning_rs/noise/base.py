@@ -1,0 +1,197 @@
+"""The interface of every noise: how one input becomes a distribution over noisy copies."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, final
+
+import torch
+from torch import Tensor
+
+Domain = tuple[float, float] | None
+
+
+class Noise(ABC):
+    """A law by which an input is randomised.
+
+    A law is split in two: random *variates* are drawn without looking at the input, then a deterministic
+    rule combines input and variates. Additive noise adds them; splitting noise compares with them. All
+    tensors are flat, one row a noisy copy, so that the sampling engine chooses the memory layout.
+
+    Subclasses declare ``spec()`` and implement :meth:`draw_` and :meth:`apply`.
+
+    Attributes:
+        domain: the interval that inputs must lie in, or None for all of R^d.
+        symmetric: the law of the variates equals that of their negatives and is added to the input, so
+            that antithetic sampling is allowed.
+        exchangeable: permuting the coordinates does not change the law. When false, the law has
+            per-coordinate parameters and :meth:`arranged` must be overridden.
+    """
+
+    domain: ClassVar[Domain] = None
+    symmetric: ClassVar[bool] = False
+    exchangeable: ClassVar[bool] = True
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Return the canonical parameters as plain values; ``type(self)(**spec)`` rebuilds the law."""
+
+    @property
+    @abstractmethod
+    def sigma(self) -> float:
+        """The scale by which tables list the law: the standard deviation of one coordinate, in input units."""
+
+    @abstractmethod
+    def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:
+        """Fill ``out``, float32 of shape (m, d), with fresh variates, one row a noisy copy."""
+
+    @abstractmethod
+    def apply(self, x: Tensor, variates: Tensor, out: Tensor) -> None:
+        """Write the noisy copies of ``x`` into ``out``.
+
+        Args:
+            x: the clean input, shape (d,) for all rows or (m, d) for one input a row, float32.
+            variates: what :meth:`draw_` filled, shape (m, d), float32; left unchanged.
+            out: shape (m, d), float32 or the network's dtype; the rounding to it is the first operation
+                of the base classifier.
+        """
+
+    def arranged(self, order: Tensor) -> Noise:
+        """Return the same law for inputs whose coordinates were permuted by ``order``, shape (d,)."""
+        del order
+        if not self.exchangeable:
+            raise NotImplementedError(f"{type(self).__name__} has per-coordinate parameters: override arranged")
+        return self
+
+    def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027 (most laws take any shape)
+        """Raise ``ValueError`` if the law is not defined for inputs of this shape."""
+
+    @final
+    def check_input(self, x: Tensor, domain: Domain = None, grid: int | None = None) -> None:
+        """Refuse inputs that the law, the declared domain or the declared grid does not allow.
+
+        Args:
+            x: a batch of inputs, shape (B, ...).
+            domain: the interval declared by the data; the law's own domain is checked as well.
+            grid: the number q of steps declared by the data: inputs must be k/q.
+
+        Raises:
+            ValueError: naming the first offending row, its value and what would be right.
+        """
+        self.check_shape(tuple(x.shape[1:]))
+        flat = x.detach().flatten(1)
+        _refuse(flat, ~torch.isfinite(flat), "images must be finite")
+        for interval in {domain, self.domain} - {None}:
+            low, high = interval  # type: ignore[misc]
+            _refuse(flat, (flat < low) | (flat > high), f"images must lie in [{low:g}, {high:g}]")
+        steps = self.grid or grid
+        if steps is not None:
+            scaled = flat.double() * steps
+            # A pixel k/q stored in float32 is off by at most half an ulp.
+            _refuse(flat, (scaled - scaled.round()).abs() > 1e-6 * steps, f"images must be multiples of 1/{steps}")
+
+    @property
+    def grid(self) -> int | None:
+        """The number of steps in [0, 1] that the law's statement is restricted to, or None."""
+        return None
+
+    @final
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return one fresh noisy copy of every row of ``x``, shape and dtype kept (at least float32 inside)."""
+        flat = x.flatten(1).float()
+        variates = torch.empty_like(flat)
+        self.draw_(variates, generator)
+        out = torch.empty_like(flat)
+        self.apply(flat, variates, out)
+        return out.view(x.shape).to(x.dtype)
+
+    def __eq__(self, other: object) -> bool:
+        """Two noises are equal if they are the same law with the same parameters."""
+        return type(self) is type(other) and isinstance(other, Noise) and self.spec() == other.spec()
+
+    def __hash__(self) -> int:
+        return hash((type(self).__name__, repr(sorted(self.spec().items()))))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.spec().items())})"
+
+
+class AdditiveNoise(Noise):
+    """Noise that is added to the input: ``x + variates``.
+
+    Variates are drawn independently for every noisy copy. A shared or correlated draw over copies is
+    refused by design: correlated additive uniform noise has no certificate (Levine and Feizi 2021,
+    Proposition 1).
+    """
+
+    symmetric = True
+
+    def apply(self, x: Tensor, variates: Tensor, out: Tensor) -> None:
+        """Write ``x + variates`` into ``out``; the sum is formed in float32."""
+        if out.dtype == torch.float32:
+            torch.add(variates, x, out=out)
+        else:
+            out.copy_(variates + x)
+
+
+class EnumeratedNoise(Noise):
+    """A finite law whose outcomes are all evaluated, each once: statements about it are exact.
+
+    The outcome numbered ``b`` in ``range(size)`` is written by :meth:`split`; training draws ``b`` at random.
+    """
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """The number of equally likely outcomes."""
+
+    @abstractmethod
+    def split(self, x: Tensor, outcomes: Tensor, out: Tensor) -> None:
+        """Write outcome ``outcomes[i]`` of the flat input ``x``, shape (d,) or (m, d), into ``out[i]``."""
+
+    @final
+    def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:
+        """Draw one outcome a row; it is stored in every coordinate of the row."""
+        outcome = torch.randint(self.size, (len(out), 1), generator=generator, device=out.device)
+        out.copy_(outcome.expand_as(out))
+
+    @final
+    def apply(self, x: Tensor, variates: Tensor, out: Tensor) -> None:
+        """Write the outcomes stored in ``variates`` into ``out``."""
+        self.split(x, variates[:, 0].long(), out)
+
+
+def noise_to_dict(noise: Noise) -> dict[str, Any]:
+    """Return ``{"class": name, **parameters}``, plain values that go into checkpoints and record headers."""
+    return {"class": type(noise).__name__, **noise.spec()}
+
+
+def noise_from_dict(spec: Mapping[str, Any]) -> Noise:
+    """Rebuild a noise from :func:`noise_to_dict`.
+
+    Raises:
+        ValueError: if the class is unknown or its parameters are not accepted.
+    """
+    known = {cls.__name__: cls for cls in _subclasses(Noise) if not getattr(cls, "__abstractmethods__", None)}
+    name = spec.get("class")
+    if name not in known:
+        raise ValueError(f"noise must be one of {', '.join(sorted(known))}, got {name!r}")
+    try:
+        return known[name](**{key: value for key, value in spec.items() if key != "class"})
+    except TypeError as error:
+        raise ValueError(f"noise {name} does not take the parameters {dict(spec)!r}: {error}") from error
+
+
+def _subclasses(cls: type[Noise]) -> list[type[Noise]]:
+    direct = cls.__subclasses__()
+    return direct + [deeper for sub in direct for deeper in _subclasses(sub)]
+
+
+def _refuse(flat: Tensor, bad: Tensor, message: str) -> None:
+    if bad.any():
+        row, column = (int(i) for i in bad.nonzero()[0])
+        value = float(flat[row, column])
+        shown = "NaN" if math.isnan(value) else repr(value)
+        raise ValueError(f"{message}, got {shown} at coordinate {column} of image {row} of the batch")

@@ -1,0 +1,314 @@
+"""How a network is prepared and run: precision, memory layout, folding, compilation, one micro-batch shape.
+
+Rounding inside the network only defines another base classifier, so certificates stay valid *for what ran*.
+What ran is therefore part of every record (:meth:`PreparedNetwork.describe`), and another runtime refuses to
+resume it.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rs.checks import check_at_least, check_choice
+from lightning_rs.networks.fold import fold_batchnorm
+
+Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
+
+# Numbers of one micro-batch of inputs that keep activations of small networks in cache (CPU), or fill a GPU.
+_CPU_NUMBERS = 1 << 19
+_GPU_NUMBERS = 1 << 23
+_CANDIDATES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Configuration of inference for certification and prediction; Lightning's ``precision`` governs training.
+
+    Args:
+        precision: ``32-true``, ``bf16-true`` (weights in bfloat16), ``bf16-mixed``, ``16-mixed`` (autocast) or
+            ``16-true``. On a CPU with bfloat16 instructions, ``bf16-true`` is usually the fastest.
+        channels_last: run convolutions on images in (H, W, C) memory order.
+        fold: fold BatchNorm into the preceding convolution.
+        compile: compile with ``torch.compile`` for the one micro-batch shape; a failure falls back with a warning.
+        micro_batch: rows of the one shape that the network ever sees; ``auto`` derives it from device and input
+            size, so that two runs agree; ``tune`` times candidates at start and records the winner.
+        threads: CPU threads; None keeps torch's setting. Recorded.
+        cuda_graph: replay the forward pass as a CUDA graph (CUDA only; ignored elsewhere).
+    """
+
+    precision: Precision = "32-true"
+    channels_last: bool = True
+    fold: bool = True
+    compile: bool = False
+    micro_batch: int | Literal["auto", "tune"] = "auto"
+    threads: int | None = None
+    cuda_graph: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("precision", self.precision, get_args(Precision))
+        if isinstance(self.micro_batch, str):
+            check_choice("micro_batch", self.micro_batch, ("auto", "tune"))
+        else:
+            check_at_least("micro_batch", self.micro_batch, 2)
+        if self.threads is not None:
+            check_at_least("threads", self.threads, 1)
+
+    def prepare(
+        self,
+        network: nn.Module,
+        shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        micro_batch: int | None = None,
+    ) -> PreparedNetwork:
+        """Return a private copy of ``network``, ready to label micro-batches of inputs of ``shape``.
+
+        Args:
+            network: maps (m, *shape) to logits (m, C); left untouched.
+            shape: shape of one input.
+            device: where to run.
+            micro_batch: overrides the configured size (a resumed record dictates it).
+
+        Raises:
+            ValueError: if the precision is not supported on the device, or the network does not map inputs of
+                this shape to finite logits.
+        """
+        return PreparedNetwork(self, network, shape, torch.device(device), micro_batch)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a prepared network was seen to do at start.
+
+    Attributes:
+        changed: share of noisy inputs whose label differs from the fp32 network's.
+        invariant: logits did not depend on the position in the micro-batch or on its companions.
+        deviation: largest difference of a logit between positions and companions.
+        rows: number of inputs compared.
+    """
+
+    changed: float
+    invariant: bool
+    deviation: float
+    rows: int
+
+
+class PreparedNetwork:
+    """A network at one micro-batch shape, dtype and layout. Built by :meth:`Runtime.prepare`.
+
+    Attributes:
+        micro_batch: number of rows of every call.
+        dtype: dtype of the input buffer.
+        order: permutation with ``row = image.flatten()[order]``, or None for the identity (C, H, W).
+        num_classes: number of logits.
+    """
+
+    def __init__(
+        self, config: Runtime, network: nn.Module, shape: tuple[int, ...], device: torch.device, micro_batch: int | None
+    ) -> None:
+        _check_supported(config.precision, device)
+        if config.threads is not None and device.type == "cpu":
+            torch.set_num_threads(config.threads)
+        self.config = config
+        self.shape = tuple(shape)
+        self.device = device
+        self.remarks: list[str] = []
+        self.channels_last = config.channels_last and len(shape) == 3
+        self.dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(config.precision, torch.float32)
+        self.order = _channels_last_order(self.shape, device) if self.channels_last else None
+        self._eager = self._copy(network)
+        self._forward: Callable[[Tensor], Tensor] = self._eager
+        self.num_classes = self._count_classes()
+        self.micro_batch = micro_batch or self._choose_micro_batch()
+        if config.compile:
+            self._compile()
+        self._graph = _CudaGraph(self._logits, self.buffer()) if config.cuda_graph and device.type == "cuda" else None
+
+    def buffer(self, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an empty flat buffer, (rows or micro_batch, d), in the input dtype."""
+        dim = int(torch.Size(self.shape).numel())
+        return torch.zeros(rows or self.micro_batch, dim, dtype=dtype or self.dtype, device=self.device)
+
+    def flatten(self, images: Tensor) -> Tensor:
+        """Return images (B, *shape) as float32 rows (B, d) in the engine's coordinate order, on the device."""
+        flat = images.to(self.device, torch.float32).flatten(1)
+        return flat if self.order is None else flat[:, self.order]
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Return the logits (m, C) in float32 of one full micro-batch, flat (m, d) in the engine's order."""
+        if self._graph is not None:
+            return self._graph(rows)
+        return self._logits(rows)
+
+    def labels(self, rows: Tensor) -> Tensor:
+        """Return the labels (m,) of one full micro-batch; ties go to the lowest index."""
+        return self.logits(rows).argmax(1)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what ran, as plain values: binding for a record file."""
+        described = {
+            "precision": self.config.precision,
+            "channels_last": self.channels_last,
+            "folded": self.config.fold,
+            "compiled": self.config.compile and not any("compile" in remark for remark in self.remarks),
+            "micro_batch": self.micro_batch,
+            "device": self.device.type,
+        }
+        if self.device.type == "cpu":
+            described["threads"] = torch.get_num_threads()
+        return described
+
+    @torch.inference_mode()
+    def probe(self, network: nn.Module, rows: Tensor) -> Probe:
+        """Compare labels with the fp32 network's, and logits over positions and companions.
+
+        Args:
+            network: the original network.
+            rows: one micro-batch of noisy inputs, flat float32 (m, d) in the engine's order.
+
+        Raises:
+            ValueError: if a logit is NaN or infinite.
+        """
+        own = self.logits(rows.to(self.dtype)).clone()
+        if not torch.isfinite(own).all():
+            raise ValueError(f"the network gives NaN or infinite logits at precision {self.config.precision}")
+        reference = PreparedNetwork(
+            Runtime(channels_last=False, fold=False), network, self.shape, self.device, self.micro_batch
+        )
+        plain = rows if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
+        changed = (reference.labels(plain) != own.argmax(1)).float().mean()
+        moved = self.logits(rows.roll(1, 0).to(self.dtype)).roll(-1, 0).clone()
+        lonely = rows.clone()
+        lonely[1:] = rows[:1].roll(1, 1) * 0.5
+        alone = self.logits(lonely.to(self.dtype))[:1]
+        deviation = torch.maximum((moved - own).abs().max(), (alone - own[:1]).abs().max())
+        return Probe(float(changed), bool(deviation == 0), float(deviation), len(rows))
+
+    def _copy(self, network: nn.Module) -> nn.Module:
+        prepared = copy.deepcopy(network).eval().requires_grad_(False)
+        if self.config.fold:
+            prepared, remark = fold_batchnorm(prepared)
+            self.remarks += [remark] if remark else []
+        prepared = prepared.to(self.device, self.dtype)
+        if self.channels_last:
+            prepared = prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return prepared
+
+    def _logits(self, rows: Tensor) -> Tensor:
+        with self._autocast():
+            return self._forward(self._view(rows)).float()
+
+    def _view(self, rows: Tensor) -> Tensor:
+        if not self.channels_last:
+            return rows.view(-1, *self.shape)
+        channels, height, width = self.shape
+        return rows.view(-1, height, width, channels).permute(0, 3, 1, 2)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.config.precision)
+        return nullcontext() if kind is None else torch.autocast(self.device.type, kind)
+
+    @torch.inference_mode()
+    def _count_classes(self) -> int:
+        try:
+            logits = self._logits(self.buffer(2))
+        except RuntimeError as error:
+            raise ValueError(f"the network does not accept inputs of shape {self.shape}: {error}") from error
+        if logits.ndim != 2:
+            raise ValueError(f"the network must map (m, *shape) to logits (m, C), got shape {tuple(logits.shape)}")
+        return int(logits.shape[1])
+
+    def _choose_micro_batch(self) -> int:
+        configured = self.config.micro_batch
+        if isinstance(configured, int):
+            return configured + configured % 2
+        if configured == "tune":
+            return self._tune()
+        numbers = _GPU_NUMBERS if self.device.type == "cuda" else _CPU_NUMBERS
+        dim = int(torch.Size(self.shape).numel())
+        size = 1 << max(5, (numbers // dim).bit_length() - 1)
+        return min(size, 4096 if self.device.type == "cuda" else 1024)
+
+    @torch.inference_mode()
+    def _tune(self) -> int:
+        return max(_CANDIDATES, key=self._rate)
+
+    def _rate(self, size: int) -> float:
+        rows = self.buffer(size)
+        try:
+            self._logits(rows)
+            self._synchronize()
+            best = 0.0
+            for _ in range(3):
+                start = time.perf_counter()
+                self._logits(rows)
+                self._synchronize()
+                best = max(best, size / (time.perf_counter() - start))
+        except torch.OutOfMemoryError:
+            return 0.0
+        return best
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    @torch.inference_mode()
+    def _compile(self) -> None:
+        compiled = torch.compile(self._eager, fullgraph=False, dynamic=False)
+        self._forward = compiled
+        try:
+            self._logits(self.buffer())
+        except Exception as error:  # the compiler raises anything from a missing g++ to internal errors
+            self._forward = self._eager
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            self.remarks.append(f"compile failed, running eagerly: {reason}")
+            warnings.warn(f"torch.compile failed and the network runs eagerly: {reason}", stacklevel=2)
+
+
+@dataclass
+class _CudaGraph:
+    """A forward pass captured once and replayed."""
+
+    forward: Callable[[Tensor], Tensor]
+    static_input: Tensor
+    static_output: Tensor = field(init=False)
+    graph: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        with torch.inference_mode():
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    self.forward(self.static_input)
+            torch.cuda.current_stream().wait_stream(side)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.static_output = self.forward(self.static_input)
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        self.static_input.copy_(rows)
+        self.graph.replay()
+        return self.static_output
+
+
+def _check_supported(precision: str, device: torch.device) -> None:
+    if device.type == "cpu" and precision in ("16-mixed", "16-true"):
+        raise ValueError(f"precision {precision!r} is not supported on the CPU: use 32-true, bf16-true or bf16-mixed")
+    if device.type == "cuda" and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
+        raise ValueError(f"precision {precision!r} is not supported on this GPU: use 32-true or 16-mixed")
+    if device.type == "mps" and precision != "32-true":
+        raise ValueError(f"precision {precision!r} is not supported on MPS: use 32-true")
+
+
+def _channels_last_order(shape: tuple[int, ...], device: torch.device) -> Tensor:
+    positions = torch.arange(int(torch.Size(shape).numel()), device=device)
+    return positions.view(shape).permute(1, 2, 0).flatten()

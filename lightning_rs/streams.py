@@ -1,0 +1,79 @@
+"""Random streams addressed by key, so that results do not depend on batches, ranks or order.
+
+A stream is named by (seed, classifier, purpose, image, chunk). Selection and estimation, epoch-end and final
+certification never share noise because the purpose is part of the key. Variates are drawn in fixed chunks:
+one draw of 100 numbers is not two draws of 50.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+
+from lightning_rs.checks import check_choice
+
+Purpose = Literal["epoch-end", "epoch-end-selection", "selection", "estimation", "prediction", "attack", "probe"]
+
+# torch's CPU generator: seed (u64), left and seeded (i32 each), next (u64), 624 words, then the cached normal.
+_MT_WORDS = 624
+_MT_STATE_BYTES = 5056
+# One chunk holds about this many numbers: enough to hide the cost of keying, little enough for the cache.
+_CHUNK_NUMBERS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The streams of one purpose.
+
+    Args:
+        seed: the user's seed, any integer.
+        classifier: fingerprint of the base classifier; another checkpoint gets other noise.
+        purpose: what the noise is used for.
+    """
+
+    seed: int
+    classifier: str
+    purpose: Purpose
+
+    def __post_init__(self) -> None:
+        check_choice("purpose", self.purpose, get_args(Purpose))
+
+    def key(self, image: int, part: int, chunk: int) -> bytes:
+        """Return the key of one chunk: ``part`` counts separately drawn parts of an image's stream."""
+        return repr((self.seed, self.classifier, self.purpose, image, part, chunk)).encode()
+
+    def seed_(self, generator: torch.Generator, image: int, part: int, chunk: int) -> torch.Generator:
+        """Put ``generator`` at the start of a chunk and return it.
+
+        On the CPU the whole state of the Mersenne twister is filled from SHAKE-128 of the key, because
+        ``manual_seed`` keeps only 32 bits there and 10^5 streams would collide.
+        """
+        digest = hashlib.shake_128(self.key(image, part, chunk))
+        if generator.device.type == "cpu":
+            generator.set_state(_twister_state(digest.digest(4 * _MT_WORDS)))
+        else:
+            generator.manual_seed(int.from_bytes(digest.digest(8), "little"))
+        return generator
+
+
+def chunk_size(dim: int) -> int:
+    """Return the number of samples drawn at once for inputs of ``dim`` coordinates, an even power of two."""
+    return 1 << max(4, min(12, (_CHUNK_NUMBERS // max(dim, 1)).bit_length() - 1))
+
+
+def fresh_seed() -> int:
+    """Return 64 bits of entropy from the operating system, for predictions that an attacker must not foresee."""
+    return int.from_bytes(os.urandom(8), "little")
+
+
+def _twister_state(words: bytes) -> torch.Tensor:
+    state = np.zeros(_MT_STATE_BYTES, dtype=np.uint8)
+    view = state.view(np.uint64)
+    view[1] = (1 << 32) | 1  # left = 1, seeded = 1: the next draw regenerates the block
+    view[3 : 3 + _MT_WORDS] = np.frombuffer(words, dtype=np.uint32)
+    return torch.from_numpy(state)
