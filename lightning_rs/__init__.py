@@ -1,0 +1,1 @@
+"""Certify image classifiers by randomized smoothing, and train them for it."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from typing_extensions import Self
 
 Scheme = Literal["iid", "antithetic", "enumerated"]
 FloatArray = NDArray[np.float64]
@@ -70,6 +69,7 @@ class Plan:
         top: class of each image, chosen on other samples, shape (B,); -1 where there is none.
         device: where the samples are.
         order: permutation with ``layout = chw.flatten()[order]``, shape (d,), or None if it is the identity.
+        tolerance: logit margin within which a label may depend on floating-point companions; 0 if it cannot.
     """
 
     images: int
@@ -79,6 +79,7 @@ class Plan:
     top: Tensor
     device: torch.device
     order: Tensor | None = None
+    tolerance: float = 0.0
 
 
 class Evidence(ABC):

@@ -56,6 +56,7 @@ class Sampler:
         self.classifier = classifier
         self.seed = seed
         self.on_samples = on_samples
+        self.tolerance = 0.0  # logit margin inside which enumerated votes count as adversarial
         dim = int(torch.Size(prepared.shape).numel())
         self._chunk = min(chunk_size(dim), prepared.micro_batch)
         self._generator = torch.Generator(device=prepared.device)
@@ -102,10 +103,11 @@ class Sampler:
             top=torch.full((len(flat),), -1) if top is None else top,
             device=self.prepared.device,
             order=self.prepared.order,
+            tolerance=self.tolerance,
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose)
-        for seen in self._observe(flat, indices, streams, count, scheme, part, any(k.needs_margin for k in kinds)):
+        for seen in self._observe(flat, indices, streams, count, scheme, part, self._measures_margin(kinds)):
             for each in evidence.values():
                 each.update(seen)
         return evidence
@@ -120,6 +122,9 @@ class Sampler:
         out = torch.empty_like(rows)
         self.noise.apply(rows, variates, out)
         return out
+
+    def _measures_margin(self, kinds: Sequence[type[Evidence]]) -> bool:
+        return self.tolerance > 0 and any(kind.needs_margin for kind in kinds)
 
     def _scheme(self, kinds: Sequence[type[Evidence]]) -> Scheme:
         schemes = {kind.scheme for kind in kinds}

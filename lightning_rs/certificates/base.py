@@ -78,6 +78,7 @@ class Certificate(ABC):
         noises: laws for which the theorem holds.
         evidence: evidence types that it reads.
         alpha_split: share of alpha for each confidence event; the shares sum to 1.
+        exact: the statement has no failure probability (alpha is 0), and needs no selected class.
         votes_only: the radius is a function of the recorded counts, so records can be recomputed.
     """
 
@@ -86,6 +87,7 @@ class Certificate(ABC):
     noises: ClassVar[tuple[type[Noise], ...]]
     evidence: ClassVar[tuple[type[Evidence], ...]]
     alpha_split: Mapping[str, float]
+    exact: ClassVar[bool] = False
     votes_only: ClassVar[bool] = False
 
     @property
