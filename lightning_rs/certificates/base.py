@@ -6,14 +6,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.checks import check_alpha
-from lightning_rs.evidence import Evidence
+from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.base import Noise
+from lightning_rs.statistics.binomial import clopper_pearson_tail_upper
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -142,6 +144,40 @@ class Certificate(ABC):
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.spec().items())})"
+
+
+class TopVoteCertificate(Certificate):
+    """A certificate that is a function of one number: an upper bound of the tail q = 1 - p of the top class.
+
+    The bound is one-sided Clopper-Pearson on the votes for the class chosen from the selection samples, at the
+    whole alpha. A subclass gives :meth:`radius_of_tail`; because it depends on q alone, the same theorem serves
+    fixed, staged, randomized and anytime-valid sampling.
+    """
+
+    evidence: ClassVar[tuple[type[Evidence], ...]] = (Votes,)
+    alpha_split: Mapping[str, float] = MappingProxyType({"p_lower": 1.0})
+    votes_only: ClassVar[bool] = True
+
+    @abstractmethod
+    def radius_of_tail(self, q_upper: FloatArray, setting: Setting) -> FloatArray:
+        """Return the radius certified by ``q_upper`` >= 1 - p, non-increasing in it, 0 where there is none."""
+
+    @final
+    def from_tail(self, q_upper: FloatArray, setting: Setting) -> Radii:
+        """Return the radii that upper bounds of the tail, shape (B,), certify."""
+        radius = np.asarray(self.radius_of_tail(q_upper, setting), dtype=np.float64)
+        bounds = {"p_lower": 1.0 - q_upper, "q_upper": q_upper}
+        return Radii(abstain_at_zero(radius, setting.top), radius, bounds)
+
+    @final
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        count = at(read(evidence, Votes).counts, setting.top)
+        # The radius is a function of the count: solve once for each count that occurs.
+        distinct, where = np.unique(count, return_inverse=True)
+        tail = np.asarray(clopper_pearson_tail_upper(distinct, setting.n, setting.alpha), dtype=np.float64)
+        radius = np.asarray(self.radius_of_tail(tail, setting), dtype=np.float64)[where]
+        bounds = {"p_lower": 1.0 - tail[where], "q_upper": tail[where]}
+        return Radii(abstain_at_zero(radius, setting.top), radius, bounds)
 
 
 def read(evidence: Mapping[type[Evidence], Evidence], kind: type[E]) -> E:
