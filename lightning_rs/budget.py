@@ -1,0 +1,167 @@
+"""How estimation samples are spent: a fixed number an image, or a sound rule that stops earlier."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lightning_rs.certificates.base import Certificate, Radii, Setting
+from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
+from lightning_rs.noise.base import EnumeratedNoise, Noise
+from lightning_rs.sampling import Sampler
+from lightning_rs.streams import Purpose
+
+IntArray = NDArray[np.int64]
+Mode = Literal["fixed", "staged", "decision", "randomized"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that are certified together: clean inputs (B, *shape), the data set's indices, labels if known."""
+
+    images: Tensor
+    indices: list[int]
+    labels: list[int] | None = None
+
+    def take(self, rows: Sequence[int] | IntArray) -> Group:
+        """Return the group of some rows."""
+        chosen = [int(row) for row in rows]
+        labels = None if self.labels is None else [self.labels[row] for row in chosen]
+        return Group(self.images[chosen], [self.indices[row] for row in chosen], labels)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the selection samples may tell the estimation: two classes an image, nothing else.
+
+    Attributes:
+        top: class of the largest count, (B,); -1 for exact laws, which need no selection.
+        runner_up: class of the second largest count, (B,).
+        counts: the selection counts, (B, C), for the record only.
+    """
+
+    top: IntArray
+    runner_up: IntArray
+    counts: IntArray | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is certified, by which theorems, at which level, with how many samples an image."""
+
+    sampler: Sampler
+    purpose: Purpose
+    certificates: tuple[Certificate, ...]
+    noise: Noise
+    n: int
+    alpha: float
+    shape: tuple[int, ...]
+
+    def setting(self, selection: Selection, n: int | None = None, alpha: float | None = None) -> Setting:
+        """Return what certificates may know beside the evidence."""
+        return Setting(self.noise, alpha or self.alpha, n or self.n, selection.top, selection.runner_up, self.shape)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result for a group.
+
+    Attributes:
+        radii: by certificate name.
+        counts: raw class counts from the estimation samples, (B, C).
+        planned: samples an image that were planned.
+        used: samples an image that were taken, (B,).
+        status: status of each record if the budget decides it, else empty.
+        extra: facts of the budget for the records, by name, one value an image.
+    """
+
+    radii: Mapping[str, Radii]
+    counts: IntArray
+    planned: int
+    used: IntArray
+    status: Sequence[Any] = ()
+    extra: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+class Budget(ABC):
+    """A rule for spending estimation samples.
+
+    Attributes:
+        mode: how records call it.
+        target: the radius that is asked about, or None.
+    """
+
+    mode: ClassVar[Mode]
+    target: float | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the rule as plain values: it binds a record file."""
+        return {"mode": self.mode}
+
+    def check(self, certificates: Sequence[Certificate]) -> None:  # noqa: B027 (fixed n serves every certificate)
+        """Raise ``ValueError`` if a certificate does not allow this rule."""
+
+    def pool(self, wanted: int, per_image: int) -> int:
+        """Return how many images to work on at once so that about ``wanted`` samples are in flight."""
+        return -(-wanted // per_image)
+
+    @abstractmethod
+    def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
+        """Spend samples on a group of images and certify it."""
+
+
+class FixedSamples(Budget):
+    """n samples an image, fixed in advance: serves every certificate and can be recomputed at another alpha."""
+
+    mode: ClassVar[Mode] = "fixed"
+
+    def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
+        """Collect the union of the evidence in one pass for each scheme, then apply every certificate."""
+        evidence: dict[type[Evidence], Evidence] = {}
+        top = torch.from_numpy(selection.top)
+        for part, (scheme, kinds) in enumerate(_kinds_by_scheme(task.certificates).items()):
+            del scheme
+            evidence |= task.sampler.collect(
+                group.images, group.indices, task.purpose, task.n, kinds, top=top, part=part
+            )
+        n = task.noise.size if isinstance(task.noise, EnumeratedNoise) else task.n
+        setting = task.setting(selection, n=n)
+        radii = {c.name: c.certify(evidence, setting) for c in task.certificates}
+        counts, extra = _raw_counts(evidence)
+        used = np.full(len(group.images), n, dtype=np.int64)
+        return Outcome(radii, counts, n, used, extra=extra)
+
+
+def _kinds_by_scheme(certificates: Sequence[Certificate]) -> dict[Scheme, list[type[Evidence]]]:
+    raw: dict[Scheme, type[Evidence]] = {"iid": Votes, "antithetic": PairVotes, "enumerated": EnumeratedVotes}
+    kinds: dict[Scheme, list[type[Evidence]]] = {}
+    for certificate in certificates:
+        for kind in certificate.evidence:
+            # Raw counts are always kept: they make records recomputable.
+            own = kinds.setdefault(kind.scheme, [raw[kind.scheme]])
+            if kind not in own:
+                own.append(kind)
+    return kinds
+
+
+def _raw_counts(evidence: Mapping[type[Evidence], Evidence]) -> tuple[IntArray, dict[str, list[Any]]]:
+    extra: dict[str, list[Any]] = {}
+    counts: IntArray | None = None
+    for kind, found in evidence.items():
+        if kind is EnumeratedVotes and isinstance(found, EnumeratedVotes):
+            extra["doubtful"] = found.doubtful.tolist()
+        if isinstance(found, Votes):
+            counts = found.counts
+        if isinstance(found, PairVotes):
+            extra["both"], extra["exactly_one"] = found.both.tolist(), found.exactly_one.tolist()
+    if counts is None:
+        pairs = next(found for found in evidence.values() if isinstance(found, PairVotes))
+        counts = 2 * pairs.both + pairs.exactly_one
+    return counts, extra
