@@ -1,0 +1,27 @@
+"""The certification record; append-only files, resume, merge, import/export; provenance."""
+
+from lightning_rs.records.certification import ABSTAIN, Certification
+from lightning_rs.records.header import Header, environment
+from lightning_rs.records.reading import body_lines, read_records, read_seconds, sidecar_path
+from lightning_rs.records.rounding import ceil_decimals, floor_decimals, round_down, round_up
+from lightning_rs.records.tsv import export_tsv, import_tsv
+from lightning_rs.records.writing import RecordFile, merge
+
+__all__ = [
+    "ABSTAIN",
+    "Certification",
+    "Header",
+    "RecordFile",
+    "body_lines",
+    "ceil_decimals",
+    "environment",
+    "export_tsv",
+    "floor_decimals",
+    "import_tsv",
+    "merge",
+    "read_records",
+    "read_seconds",
+    "round_down",
+    "round_up",
+    "sidecar_path",
+]

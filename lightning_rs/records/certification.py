@@ -1,0 +1,243 @@
+"""The record of one image: the certificate as a sentence, and everything it was computed from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from decimal import ROUND_FLOOR, Context, Decimal
+from numbers import Integral
+from typing import Any, Literal
+
+from lightning_rs.checks import check_choice
+from lightning_rs.records.rounding import round_down
+
+Ball = Literal["open", "closed"]
+Status = Literal["certified", "abstain", "undecided", "decided"]
+Mode = Literal["fixed", "staged", "decision", "randomized"]
+ABSTAIN = -1
+DIGITS = 4
+_TEXT = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Certification:
+    """A statistical statement about one image.
+
+    With probability at least 1 - ``alpha`` over the sampling, no perturbation in the ball of this radius
+    and norm changes the smoothed prediction. ``repr`` prints the sentence.
+
+    Attributes:
+        index: the data set's own index of the image.
+        label: true class, or None if unknown.
+        prediction: certified class, or ``ABSTAIN`` = -1 where nothing is stated (abstained or undecided).
+        radius: in input units; 0.0 where nothing is stated and in decision mode, which has no radius.
+        norm: norm of the ball: "l1", "l2", "linf" or a named variant such as "l2:red".
+        certificate: name of the certificate that ``prediction``, ``radius`` and ``norm`` belong to.
+        alpha: failure probability of this statement; 0.0 for exact ones. Stating the largest of several
+            ``radii`` at once fails with up to their number times alpha.
+        n: number of estimation samples that were planned.
+        n_used: number that was taken; less than ``n`` after early stopping.
+        ball: whether the ball contains its boundary.
+        grid: number q of steps if the statement holds only for inputs k/q, else None.
+        top: class chosen on the selection samples, -1 if the law needs none.
+        runner_up: second class on the selection samples, -1 if there is none.
+        counts: raw counts of all classes from the estimation samples; empty in imported records.
+        counts0: raw counts of all classes from the selection samples.
+        bounds: confidence bounds that were used, by name.
+        radii: one radius for each certificate of the pass, by name.
+        status: "certified" (a radius), "abstain", and in decision mode "decided" (the target is reached)
+            or "undecided" (the samples ran out first).
+        mode: how samples were spent: "fixed" n, "staged", "decision" or "randomized".
+        target: the radius that decision mode was asked about.
+        note: remark, for instance that a bound was infeasible.
+        extra: facts of the mode: stages, how alpha was split, the drawn U.
+
+    Raises:
+        ValueError: if the fields contradict each other.
+    """
+
+    index: int
+    label: int | None
+    prediction: int
+    radius: float
+    norm: str
+    certificate: str
+    alpha: float
+    n: int
+    n_used: int
+    ball: Ball = "open"
+    grid: int | None = None
+    top: int = -1
+    runner_up: int = -1
+    counts: tuple[int, ...] = ()
+    counts0: tuple[int, ...] = ()
+    bounds: dict[str, float] = field(default_factory=dict)
+    radii: dict[str, float] = field(default_factory=dict)
+    status: Status = "certified"
+    mode: Mode = "fixed"
+    target: float | None = None
+    note: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions, so that a corrupt line cannot become a claim."""
+        check_choice("ball", self.ball, ("open", "closed"))
+        check_choice("status", self.status, ("certified", "abstain", "undecided", "decided"))
+        check_choice("mode", self.mode, ("fixed", "staged", "decision", "randomized"))
+        for name in ("index", "label", "prediction", "top", "runner_up", "n", "n_used"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) or (name == "label" and value is None)):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
+        deciding, stated = self.mode == "decision", self.status in ("certified", "decided")
+        statuses = ("decided", "undecided", "abstain") if deciding else ("certified", "abstain")
+        for holds, name, right in (
+            (self.status in statuses, "status", f"be one of {', '.join(statuses)} in mode {self.mode!r}"),
+            (self.index >= 0, "index", "be >= 0"),
+            (math.isfinite(self.radius) and self.radius >= 0, "radius", "be finite and >= 0"),
+            (self.radius == 0 or self.status == "certified", "radius", f"be 0.0 with status {self.status!r}"),
+            (0 <= self.alpha < 1, "alpha", "lie in [0, 1)"),
+            (self.grid is None or self.grid >= 1, "grid", "be None or >= 1"),
+            (
+                self.prediction >= 0 if stated else self.prediction == ABSTAIN,
+                "prediction",
+                f"be {'a class' if stated else ABSTAIN} with status {self.status!r}",
+            ),
+            (deciding == (self.target is not None), "target", "be given in decision mode and only there"),
+            (self.target is None or 0 <= self.target < math.inf, "target", "be finite and >= 0"),
+        ):
+            if not holds:
+                raise ValueError(f"{name} must {right}, got {getattr(self, name)!r}")
+
+    @property
+    def correct(self) -> bool:
+        """Whether the stated prediction is the label; false where nothing is stated."""
+        return self.label is not None and self.prediction == self.label
+
+    def certified_at(self, r: float) -> bool:
+        """Return whether the image is correct and certified at radius ``r`` >= 0, in input units.
+
+        That is radius >= r. A closed ball on a grid of q steps holds D = q * radius of them, and counts
+        as certified if floor(q r) <= D: all distances on the grid are multiples of 1/q. A decided image
+        counts up to its target; beyond it nothing is known, and it does not count.
+
+        Raises:
+            ValueError: if ``r`` is negative or NaN.
+        """
+        if not r >= 0:
+            raise ValueError(f"r must be >= 0, got {r!r}")
+        if not self.correct:
+            return False
+        if self.status == "decided":
+            assert self.target is not None
+            return r <= self.target
+        if self.grid is not None and self.ball == "closed" and math.isfinite(r):
+            return _steps(self.grid * r) <= _steps(self.grid * self.radius)
+        return self.radius >= r
+
+    def under(self, certificate: str, norm: str, ball: Ball, alpha: float) -> Certification:
+        """Return the statement of another certificate of the same pass, which has its own norm, ball and alpha.
+
+        Raises:
+            ValueError: if the pass had no such certificate.
+        """
+        if certificate == self.certificate:
+            return self
+        check_choice("certificate", certificate, self.radii)
+        radius = self.radii[certificate]
+        stated = radius > 0 or ball == "closed"
+        top = self.prediction if self.top < 0 else self.top
+        return dataclasses.replace(
+            self, certificate=certificate, norm=norm, ball=ball, alpha=alpha, radius=radius,
+            prediction=top if stated else ABSTAIN, status="certified" if stated else "abstain",
+        )  # fmt: skip
+
+    def to_json(self) -> str:
+        """Return one line: keys in the order of the fields, floats at full precision."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return to_line(values)
+
+    @classmethod
+    def from_json(cls, line: str, where: str = "record") -> Certification:
+        """Read a line of :meth:`to_json`.
+
+        Args:
+            line: the text.
+            where: file and line number, for the error.
+
+        Raises:
+            ValueError: naming ``where``, if the line is not JSON, or a field is missing, unknown or invalid.
+        """
+        values = from_line(line, where)
+        names = [f.name for f in dataclasses.fields(cls)]
+        wrong = sorted(set(names) ^ set(values))
+        if wrong:
+            raise ValueError(f"{where}: fields missing or unknown in the record: {', '.join(wrong)}")
+        try:
+            values["counts"] = tuple(int(c) for c in values["counts"])
+            values["counts0"] = tuple(int(c) for c in values["counts0"])
+            for name in ("bounds", "radii"):
+                values[name] = {key: float(_TEXT.get(v, v)) for key, v in values[name].items()}
+            return cls(**values)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def __repr__(self) -> str:
+        """Return the whole statement as a sentence; radii are rounded down."""
+        label = "" if self.label is None else f" (label {self.label})"
+        tail = f" [{self.note}]" if self.note else ""
+        return f"image {self.index}{label}: {self._statement()} ({self.certificate}, n = {self.n_used}){tail}"
+
+    def _statement(self) -> str:
+        level = f"alpha = {self.alpha!r}"
+        if self.status == "undecided":
+            return f"undecided whether the {self.norm} radius reaches {self.target!r} at {level}"
+        if self.status == "abstain" and self.target is not None:
+            return f"abstains: {self.norm} radius {self.target!r} could not be certified at {level}"
+        if self.status == "abstain":
+            return f"abstains: no {self.norm} radius could be certified at {level}"
+        exact = Context(prec=400, rounding=ROUND_FLOOR)
+        level_sure = exact.subtract(Decimal(1), Decimal(repr(float(self.alpha))))
+        sure = f"with probability >= {level_sure:f} over the sampling" if self.alpha else "exactly"
+        less = "<" if self.ball == "open" else "<="
+        radius = round_down(self.radius if self.target is None else self.target, DIGITS)
+        grid = "" if self.grid is None else f" between images on the grid {{0, 1/{self.grid}, ..., 1}}"
+        return (
+            f"{sure}, no {self.norm} perturbation of norm {less} {radius}{grid}"
+            f" changes the smoothed prediction {self.prediction}"
+        )
+
+
+def to_line(value: Any) -> str:
+    """Return ``value`` as one line of JSON; non-finite floats become strings, nested keys are sorted."""
+    return json.dumps(_plain(value, top=True), allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+
+
+def from_line(line: str, where: str) -> dict[str, Any]:
+    """Read a JSON object; raise ``ValueError`` naming ``where`` if it is not one."""
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a line of JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: must be a JSON object, got {type(values).__name__}")
+    return values
+
+
+def _plain(value: Any, top: bool = False) -> Any:
+    if isinstance(value, dict):
+        keys = value if top else sorted(value, key=str)
+        return {str(key): _plain(value[key]) for key in keys}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if hasattr(value, "tolist"):  # numpy and torch numbers and arrays
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return repr(value)
+    return value
+
+
+def _steps(scaled: float) -> int:
+    """Return floor of q r, where 3/q in floating point may be a hair below three steps."""
+    return math.floor(round(scaled, 9))

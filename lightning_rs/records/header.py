@@ -1,0 +1,183 @@
+"""The first line of a record file: what was certified, how, and where it ran."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from lightning_rs.records.certification import from_line, to_line
+
+FORMAT = "lightning_rs records"
+VERSION = 1
+_PACKAGES = ("lightning_rs", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
+_WARNS = ("versions", "git")
+
+
+@dataclass(frozen=True)
+class Header:
+    """What is common to all records of a file.
+
+    Attributes:
+        binding: decides the results. A file with another value of any of these is another experiment:
+            it is neither resumed nor merged.
+        informative: where and when it ran. Other versions or another commit only warn on resume.
+    """
+
+    binding: Mapping[str, Any]
+    informative: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls,
+        description: Mapping[str, Any],
+        *,
+        data: Mapping[str, Any],
+        indices: Iterable[int] | None,
+        shared_noise: bool = False,
+        informative: Mapping[str, Any] | None = None,
+    ) -> Header:
+        """Return the header of a certification.
+
+        Args:
+            description: how images are certified: noise, certificates (each with "class", its parameters, "norm"
+                and "alpha_split"), n0, n, alpha, seed, budget, runtime, classifier, num_classes, shape.
+            data: fingerprint of the data set: name, split, hash.
+            indices: indices of the images to certify; None if unknown (imported).
+            shared_noise: whether images saw the same noise, which rules out Theorem 5.
+            informative: replaces :func:`environment`.
+
+        Raises:
+            ValueError: if an index repeats.
+        """
+        subset = None if indices is None else pack_indices(indices)
+        binding = {**description, "data": dict(data), "subset": subset, "shared_noise": shared_noise}
+        return cls(binding, environment() if informative is None else informative)
+
+    @property
+    def expected(self) -> list[int] | None:
+        """The image indices that a complete file holds, sorted; None if unknown."""
+        subset = self.binding.get("subset")
+        return None if subset is None else unpack_indices(subset)
+
+    @property
+    def imported(self) -> bool:
+        """Whether the file was imported: no raw counts, radii as somebody printed them."""
+        return bool(self.binding.get("imported", False))
+
+    def difference(self, other: Header) -> list[str]:
+        """Return every binding field that differs, each as ``name: this value != other value``."""
+        return _difference(self.binding, other.binding)
+
+    def warnings(self, other: Header) -> list[str]:
+        """Return every informative field that differs and may change results, in the same form."""
+        mine, others = ({key: head.informative.get(key) for key in _WARNS} for head in (self, other))
+        return _difference(mine, others)
+
+    def to_json(self) -> str:
+        """Return the header as one line of JSON."""
+        body = {"format": FORMAT, "version": VERSION, "binding": self.binding, "informative": self.informative}
+        return to_line({key: dict(value) if isinstance(value, Mapping) else value for key, value in body.items()})
+
+    @classmethod
+    def from_json(cls, line: str, where: str = "header") -> Header:
+        """Read a line of :meth:`to_json`; raise ``ValueError`` naming ``where`` if it is none."""
+        values = from_line(line, where)
+        if values.get("format") != FORMAT:
+            raise ValueError(f"{where}: not a record file: the first line must be a header with format {FORMAT!r}")
+        if values.get("version") != VERSION:
+            raise ValueError(f"{where}: record format version must be {VERSION}, got {values.get('version')!r}")
+        parts = [values.get(name) for name in ("binding", "informative")]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ValueError(f"{where}: the header needs the objects 'binding' and 'informative'")
+        return cls(*parts)  # type: ignore[arg-type]
+
+
+def environment() -> dict[str, Any]:
+    """Return where and when this process runs: versions, host, time (UTC), command line, git commit."""
+    return {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "git": _commit(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+    }
+
+
+def pack_indices(indices: Iterable[int]) -> dict[str, Any]:
+    """Return a set of indices compactly: a range if it is one, else the sorted list.
+
+    Raises:
+        ValueError: if an index occurs twice.
+    """
+    given = sorted(int(i) for i in indices)
+    twice = sorted({a for a, b in pairwise(given) if a == b})
+    if twice:
+        raise ValueError(f"indices must not repeat, got {twice[:5]} more than once")
+    if len(given) < 3 or len({b - a for a, b in pairwise(given)}) > 1:
+        return {"indices": given}
+    step = given[1] - given[0]
+    return {"start": given[0], "stop": given[-1] + 1, "step": step}
+
+
+def unpack_indices(packed: Mapping[str, Any]) -> list[int]:
+    """Return the sorted indices of :func:`pack_indices`."""
+    if "indices" in packed:
+        return [int(i) for i in packed["indices"]]
+    return list(range(packed["start"], packed["stop"], packed["step"]))
+
+
+def _difference(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    left, right = (_flat(json.loads(to_line(dict(fields)))) for fields in (mine, others))
+    names = [*left, *(name for name in right if name not in left)]
+    missing = "(absent)"
+    return [
+        f"{name}: {_short(left.get(name, missing))} != {_short(right.get(name, missing))}"
+        for name in names
+        if left.get(name, missing) != right.get(name, missing)
+    ]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        children = [(f"{name}.{key}" if name else key, item) for key, item in value.items()]
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        children = [(f"{name}[{i}]", item) for i, item in enumerate(value)]
+    else:
+        return {name: value}
+    return {key: leaf for child, item in children for key, leaf in _flat(item, child).items()}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, with "+" if it has local changes, or None for an installed package."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")

@@ -1,0 +1,125 @@
+"""Reading record files: every line is checked, an unfinished last line is tolerated and reported."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_rs.records.certification import Certification
+from lightning_rs.records.header import FORMAT, Header
+
+_MAGIC = f'{{"format":"{FORMAT}"'.encode()
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A record file as it is on disk.
+
+    Attributes:
+        header: its first line; None while nothing but a part of it was written.
+        records: the certifications in the order of the file.
+        lines: their lines, in the same order.
+        complete: number of bytes up to the end of the last finished line.
+        torn: whether a part of a line follows, left by a process that was killed.
+    """
+
+    header: Header | None
+    records: list[Certification]
+    lines: list[str]
+    complete: int
+    torn: bool
+
+
+def scan(path: Path, data: bytes) -> Contents:
+    """Parse the bytes of a record file.
+
+    Raises:
+        ValueError: naming file and line, for a foreign file, a corrupt finished line or a repeated index.
+    """
+    finished, newline, tail = data.rpartition(b"\n")
+    if not newline:
+        if data and not (data.startswith(_MAGIC) or _MAGIC.startswith(data)):
+            raise ValueError(f"{path}:1: not a record file: the first line must be a header with format {FORMAT!r}")
+        return Contents(None, [], [], 0, bool(data))
+    texts = [_decode(path, number, raw) for number, raw in enumerate(finished.split(b"\n"), 1)]
+    header = Header.from_json(texts[0], f"{path}:1")
+    records = [Certification.from_json(text, f"{path}:{number}") for number, text in enumerate(texts[1:], 2)]
+    _refuse_repeats(path, records)
+    return Contents(header, records, texts[1:], len(finished) + 1, bool(tail))
+
+
+def read_records(path: str | Path) -> tuple[Header, list[Certification]]:
+    """Return the header and the certifications of a file, sorted by index.
+
+    An unfinished last line, as a killed run leaves it, is ignored with a warning; the file is not changed.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming file and line, if a finished line is corrupt.
+    """
+    contents = load(path)
+    assert contents.header is not None
+    if contents.torn:
+        warnings.warn(f"{path}: the last line is unfinished and was ignored; rerun to complete the file", stacklevel=2)
+    return contents.header, sorted(contents.records, key=lambda record: record.index)
+
+
+def body_lines(path: str | Path) -> list[str]:
+    """Return the lines of all records in index order: equal between runs that should agree."""
+    contents = load(path)
+    order = sorted(range(len(contents.lines)), key=lambda i: contents.records[i].index)
+    return [contents.lines[i] for i in order]
+
+
+def load(path: str | Path) -> Contents:
+    """Return the contents of a file that has a header."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no record file at {path}")
+    contents = scan(path, path.read_bytes())
+    if contents.header is None:
+        raise ValueError(f"{path}:1: the header is missing or unfinished: the run was killed before its first record")
+    return contents
+
+
+def sidecar_path(path: str | Path) -> Path:
+    """Return where the timings and the environment of a record file are kept: ``NAME.sidecar.jsonl``."""
+    return Path(path).with_suffix(".sidecar.jsonl")
+
+
+def read_seconds(path: str | Path) -> dict[int, float]:
+    """Return the seconds each image took, by index, from the sidecar of a record file; empty if there is none.
+
+    The sidecar is a convenience: lines that are not timings are skipped.
+    """
+    sidecar = sidecar_path(path)
+    if not sidecar.is_file():
+        return {}
+    entries = [_entry(line) for line in sidecar.read_text(errors="replace").splitlines()]
+    return {entry["index"]: float(entry["seconds"]) for entry in entries if {"index", "seconds"} <= entry.keys()}
+
+
+def _entry(line: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return {}
+    return entry if isinstance(entry, dict) else {}
+
+
+def _decode(path: Path, number: int, raw: bytes) -> str:
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: not a line of UTF-8 text: {error}") from error
+
+
+def _refuse_repeats(path: Path, records: list[Certification]) -> None:
+    first: dict[int, int] = {}
+    for number, record in enumerate(records, 2):
+        if record.index in first:
+            raise ValueError(f"{path}:{number}: image {record.index} is already on line {first[record.index]}")
+        first[record.index] = number

@@ -1,0 +1,212 @@
+"""Writing record files: append-only, resumable, safe against being killed at any moment."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lightning_rs.records.certification import Certification, to_line
+from lightning_rs.records.header import Header, environment
+from lightning_rs.records.reading import load, scan, sidecar_path
+
+
+class RecordFile:
+    """An open record file: header first, then one line an image, flushed to disk with every batch.
+
+    Opening a new path writes the header. Opening an existing one resumes: a torn last line is cut off,
+    :attr:`done` names the images that are there, and nothing finished is ever erased. Timings and the
+    environment go to ``NAME.sidecar.jsonl``, so that bodies are equal between runs.
+
+    Args:
+        path: the file; missing folders are created.
+        header: what this run is about to do. It must agree with the file's in all binding fields.
+
+    Raises:
+        ValueError: if the file is no record file, is corrupt, or has another binding configuration
+            (the message names every difference).
+        BlockingIOError: if another process is writing the file.
+    """
+
+    def __init__(self, path: str | Path, header: Header) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            self._lock()
+            self._done = self._resume(header)
+            self._note({"environment": environment(), "resumed_after": len(self._done)})
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def done(self) -> frozenset[int]:
+        """Indices of the images that are recorded."""
+        return frozenset(self._done)
+
+    def append(self, certifications: Iterable[Certification], seconds: Sequence[float] | None = None) -> None:
+        """Write records and force them to disk before returning.
+
+        Args:
+            certifications: the records; none of their images may be in the file already.
+            seconds: wall-clock seconds that each image took, for the sidecar.
+
+        Raises:
+            ValueError: if an image is already recorded or ``seconds`` has another length.
+        """
+        records = list(certifications)
+        if seconds is not None and len(seconds) != len(records):
+            raise ValueError(f"seconds must hold one number a record, got {len(seconds)} for {len(records)} records")
+        new: set[int] = set()
+        for record in records:
+            if record.index in self._done or record.index in new:
+                raise ValueError(f"{self.path}: image {record.index} is already recorded")
+            new.add(int(record.index))
+        self._write("".join(record.to_json() + "\n" for record in records).encode())
+        self._done |= new
+        if seconds is not None:
+            self._note(*({"index": r.index, **_timing(s)} for r, s in zip(records, seconds, strict=True)))
+
+    def close(self) -> None:
+        """Release the file; closing twice is harmless."""
+        if self._fd >= 0:
+            os.close(self._fd)  # also releases the lock
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BlockingIOError(
+                f"{self.path} is being written by another process: wait for it, or give each process its own file"
+            ) from error
+
+    def _resume(self, header: Header) -> set[int]:
+        with open(self._fd, "rb", closefd=False) as file:
+            contents = scan(self.path, file.read())
+        if contents.header is not None:
+            refuse_other_binding(self.path, contents.header, header)
+            for changed in contents.header.warnings(header):
+                warnings.warn(f"{self.path} is resumed although {changed}", stacklevel=3)
+        if contents.torn:
+            os.ftruncate(self._fd, contents.complete)
+        if contents.header is None:
+            self._write((header.to_json() + "\n").encode())
+            _sync_folder(self.path.parent)
+        return {record.index for record in contents.records}
+
+    def _write(self, data: bytes) -> None:
+        if self._fd < 0:
+            raise ValueError(f"{self.path} is closed")
+        size = os.fstat(self._fd).st_size
+        try:
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(self._fd, rest) :]
+            os.fsync(self._fd)
+        except BaseException:
+            # A full disk or Ctrl-C must not leave half a line in the middle of the file.
+            os.ftruncate(self._fd, size)
+            raise
+
+    def _note(self, *entries: dict[str, Any]) -> None:
+        # The newline in front ends a line that a killed process may have left unfinished.
+        lines = "".join("\n" + to_line(entry) for entry in entries)
+        with open(sidecar_path(self.path), "a") as sidecar:
+            sidecar.write(lines)
+
+
+def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterable[int] | None = None) -> int:
+    """Merge the files of several processes or shards into one, in index order, and return its length.
+
+    Args:
+        paths: record files with equal binding headers and disjoint images.
+        out: the merged file, written at once at the end. It is never overwritten; if it exists and says the
+            same, nothing happens.
+        expected_indices: images that must be there; None: those that the headers announce, if they do.
+
+    Raises:
+        ValueError: for another binding configuration, an unfinished line, repeated, missing or unexpected
+            images, or an existing ``out`` that says something else.
+        FileNotFoundError: if one of the files does not exist.
+    """
+    if not paths:
+        raise ValueError("paths must name at least one record file, got none")
+    parts = [(Path(path), load(path)) for path in paths]
+    header = parts[0][1].header
+    assert header is not None
+    found: dict[int, tuple[str, Path]] = {}
+    for path, part in parts:
+        assert part.header is not None
+        refuse_other_binding(parts[0][0], header, part.header, path)
+        if part.torn:
+            raise ValueError(f"{path}: the last line is unfinished: rerun its certification before merging")
+        for record, line in zip(part.records, part.lines, strict=True):
+            if record.index in found:
+                raise ValueError(f"image {record.index} is in both {found[record.index][1]} and {path}")
+            found[record.index] = (line, path)
+    expected = header.expected if expected_indices is None else list(expected_indices)
+    if expected is not None:
+        _refuse_gaps(set(found), set(expected))
+    informative = {**header.informative, "merged": [path.name for path, _ in parts]}
+    write_whole(out, Header(header.binding, informative), [found[index][0] for index in sorted(found)])
+    return len(found)
+
+
+def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
+    """Write a complete record file at once; an existing one is kept if it says the same, else refused."""
+    out = Path(out)
+    if out.exists():
+        existing = load(out)
+        assert existing.header is not None
+        if existing.header.difference(header) or existing.torn or existing.lines != list(lines):
+            raise ValueError(f"{out} exists and holds other records; it is never overwritten: choose another name")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    with open(temporary, "w") as file:
+        file.write("".join(line + "\n" for line in (header.to_json(), *lines)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, out)
+    _sync_folder(out.parent)
+
+
+def refuse_other_binding(path: Path, header: Header, other: Header, other_path: Path | None = None) -> None:
+    """Raise ``ValueError`` naming every binding field in which two headers differ."""
+    differences = header.difference(other)
+    if differences:
+        against = "this run" if other_path is None else str(other_path)
+        raise ValueError(f"{path} was made with another configuration than {against}: {'; '.join(differences)}")
+
+
+def _refuse_gaps(found: set[int], expected: set[int]) -> None:
+    for indices, trouble in ((expected - found, "missing"), (found - expected, "unexpected")):
+        if indices:
+            shown = ", ".join(map(str, sorted(indices)[:10])) + (", ..." if len(indices) > 10 else "")
+            raise ValueError(f"cannot merge: {len(indices)} images are {trouble}: {shown}")
+
+
+def _timing(seconds: float) -> dict[str, Any]:
+    return {"seconds": float(seconds), "images_per_second": 1.0 / seconds if seconds > 0 else 0.0}
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
