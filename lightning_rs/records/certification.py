@@ -113,7 +113,7 @@ class Certification:
     @property
     def correct(self) -> bool:
         """Whether the stated prediction is the label; false where nothing is stated."""
-        return self.label is not None and self.prediction == self.label
+        return self.label is not None and self.prediction == self.label != ABSTAIN
 
     def certified_at(self, r: float) -> bool:
         """Return whether the image is correct and certified at radius ``r`` >= 0, in input units.

@@ -99,8 +99,9 @@ class RecordFile:
             contents = scan(self.path, file.read())
         if contents.header is not None:
             refuse_other_binding(self.path, contents.header, header)
-            for changed in contents.header.warnings(header):
-                warnings.warn(f"{self.path} is resumed although {changed}", stacklevel=3)
+            changed = contents.header.warnings(header)
+            if changed:
+                warnings.warn(f"{self.path} is resumed although {'; '.join(changed)}", stacklevel=3)
         if contents.torn:
             os.ftruncate(self._fd, contents.complete)
         if contents.header is None:
