@@ -1,0 +1,28 @@
+"""Base networks: by name, with normalisation as first layer; folding, checkpoints, fingerprints."""
+
+from __future__ import annotations
+
+from lightning_rs.networks.build import available_networks, build_network
+from lightning_rs.networks.checkpoints import CheckpointInfo, load_cohen_checkpoint, state_dict_sha256
+from lightning_rs.networks.cifar_resnet import CifarResNet
+from lightning_rs.networks.fold import fold_batchnorm
+from lightning_rs.networks.normalize import Normalize
+from lightning_rs.networks.pooling import LowResolution
+from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet
+from lightning_rs.networks.wide_resnet import WideResNet
+
+__all__ = [
+    "MLP",
+    "CheckpointInfo",
+    "CifarResNet",
+    "DigitsCNN",
+    "LowResolution",
+    "MnistLeNet",
+    "Normalize",
+    "WideResNet",
+    "available_networks",
+    "build_network",
+    "fold_batchnorm",
+    "load_cohen_checkpoint",
+    "state_dict_sha256",
+]

@@ -1,0 +1,118 @@
+"""Small networks: the LeNet of the MNIST literature, a CNN for 8x8 digits, a multilayer perceptron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lightning_rs.checks import check_at_least
+
+
+class MnistLeNet(nn.Module):
+    """LeNet as the randomized-smoothing papers use it on MNIST (Zhai et al., 2020; Jeong and Shin, 2020).
+
+    Convolution 5x5 with 20 channels, ReLU, 2x2 max-pooling, convolution 5x5 with 50 channels, ReLU, 2x2
+    max-pooling, a hidden layer of 500 with ReLU, and the logits: 431,080 parameters for 28x28 digits.
+
+    Args:
+        num_classes: number of logits.
+        shape: ``(C, H, W)`` with ``H, W >= 16``.
+
+    Shapes: ``(N, C, H, W) -> (N, num_classes)``.
+
+    Raises:
+        ValueError: if the image is too small.
+    """
+
+    def __init__(self, num_classes: int, shape: Sequence[int] = (1, 28, 28)) -> None:
+        """Build the network; attribute names are the keys of published checkpoints."""
+        super().__init__()
+        channels, height, width = _at_least_wide("mnist_lenet", shape, 16)
+        height, width = (((size - 4) // 2 - 4) // 2 for size in (height, width))
+        self.conv1 = nn.Conv2d(channels, 20, kernel_size=5)
+        self.conv2 = nn.Conv2d(20, 50, kernel_size=5)
+        self.pool = nn.MaxPool2d(2)
+        self.relu = nn.ReLU()
+        self.fc1 = nn.Linear(50 * height * width, 500)
+        self.fc2 = nn.Linear(500, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.pool(self.relu(self.conv1(x)))
+        x = self.pool(self.relu(self.conv2(x)))
+        return self.fc2(self.relu(self.fc1(x.flatten(1))))
+
+
+class DigitsCNN(nn.Module):
+    """Two 3x3 convolutions (16 and 32 channels, BatchNorm, ReLU) and a linear layer: 9,978 parameters.
+
+    Made for scikit-learn's 8x8 digits, where it learns in seconds. Neither convolution pads, so that the
+    standardisation before it and the BatchNorm behind it fold into the weights exactly (see `fold`).
+
+    Args:
+        num_classes: number of logits.
+        shape: ``(C, H, W)`` with ``H, W >= 5``.
+
+    Shapes: ``(N, C, H, W) -> (N, num_classes)``.
+
+    Raises:
+        ValueError: if the image is too small.
+    """
+
+    def __init__(self, num_classes: int, shape: Sequence[int] = (1, 8, 8)) -> None:
+        """Build the network."""
+        super().__init__()
+        channels, height, width = _at_least_wide("digits_cnn", shape, 5)
+        self.conv1 = nn.Conv2d(channels, 16, kernel_size=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.conv2 = nn.Conv2d(16, 32, kernel_size=3, bias=False)
+        self.bn2 = nn.BatchNorm2d(32)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(32 * (height - 4) * (width - 4), num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.fc(x.flatten(1))
+
+
+class MLP(nn.Module):
+    """Fully connected network with ReLU, for 7x7 digits, principal components and toy data.
+
+    Args:
+        num_classes: number of logits.
+        shape: shape of one input, of any rank; it is flattened.
+        hidden_sizes: width of each hidden layer; empty for a linear classifier.
+
+    Shapes: ``(N, *shape) -> (N, num_classes)``.
+
+    Raises:
+        ValueError: if a width is not a whole number >= 1.
+    """
+
+    def __init__(self, num_classes: int, shape: Sequence[int], hidden_sizes: Sequence[int] = (256, 256)) -> None:
+        """Build the network."""
+        super().__init__()
+        widths = [math.prod(shape), *(check_at_least("hidden_sizes", size, 1) for size in hidden_sizes)]
+        self.flatten = nn.Flatten()
+        self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.head = nn.Linear(widths[-1], num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        x = self.flatten(x)
+        for layer in self.hidden:
+            x = torch.relu(layer(x))
+        return self.head(x)
+
+
+def _at_least_wide(name: str, shape: Sequence[int], size: int) -> tuple[int, int, int]:
+    channels, height, width = shape
+    if min(height, width) < size:
+        raise ValueError(f"network {name} needs images of at least {size}x{size}, got shape {tuple(shape)}")
+    return channels, height, width
