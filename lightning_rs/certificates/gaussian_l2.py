@@ -1,0 +1,207 @@
+"""Gaussian noise, votes only: Cohen's l2 radius, its two-class form, and what they imply in l1 and l-infinity."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr, ndtri
+
+from lightning_rs.certificates._gaussian import given
+from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, at, read
+from lightning_rs.checks import (
+    FloatArray,
+    check_choice,
+    check_nonnegative,
+    check_positive,
+    check_probability,
+    tail_of,
+)
+from lightning_rs.evidence import Evidence, Votes
+from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.statistics.binomial import Method, clopper_pearson_tail_upper, simultaneous_tail_bounds
+
+#: More than the relative error of ``ndtri`` and of the few operations after it (both below 2 ulps each).
+_SLACK = 2.0**-49
+
+
+def gaussian_l2_radius(
+    p_lower: ArrayLike | None = None,
+    sigma: ArrayLike | None = None,
+    p_upper: ArrayLike | None = None,
+    *,
+    q_upper: ArrayLike | None = None,
+) -> FloatArray:
+    """Certified l2 radius of Gaussian smoothing, ``sigma / 2 (Phi^-1(p_lower) - Phi^-1(p_upper))``.
+
+    Statement: if class A has probability at least ``p_lower`` at x under N(x, sigma^2 I), and every other class
+    at most ``p_upper``, then A stays the most probable class at every x' with ``||x - x'||_2 < R``. Exact given
+    the two probabilities. Cohen, Rosenfeld and Kolter (2019), Theorem 1.
+
+    Args:
+        p_lower: lower bound of the probability of the class, in [0, 1]; leave out if ``q_upper`` is given.
+        sigma: standard deviation of the noise, in input units.
+        p_upper: upper bound of the probability of the runner-up; None: ``1 - p_lower``, for which
+            ``R = sigma Phi^-1(p_lower)``. It is clipped to ``1 - p_lower``, which holds whenever ``p_lower`` does.
+        q_upper: the tail ``1 - p_lower`` instead, exact near 0.
+
+    Returns:
+        Radius of the open l2 ball in input units, broadcast shape, float64, rounded down; 0 where nothing is
+        certified; infinite for a tail (or ``p_upper``) of exactly 0.
+
+    Raises:
+        ValueError: for NaN, a probability outside [0, 1], ``sigma`` missing or not positive, or unless exactly one
+            of ``p_lower`` and ``q_upper`` is given.
+
+    >>> print(round(gaussian_l2_radius(0.9, 0.5), 6))
+    0.640776
+    >>> print(round(gaussian_l2_radius(0.45, 0.5, p_upper=0.2), 6))
+    0.178993
+    >>> print(round(gaussian_l2_radius(q_upper=1e-20, sigma=0.5), 6))
+    4.63117
+    """
+    scale = check_positive("sigma", given("sigma", sigma))
+    tail = tail_of(p_lower, q_upper)
+    # Below one half p itself has more digits than 1 - p.
+    score = -ndtri(tail) if p_lower is None else np.where(tail > 0.5, ndtri(p_lower), -ndtri(tail))
+    other = score if p_upper is None else -ndtri(np.minimum(check_probability("p_upper", p_upper), tail))
+    return (_scaled(scale, _lowered_mean(score, other)))[()]
+
+
+def gaussian_l2_threshold(radius: ArrayLike, sigma: ArrayLike) -> FloatArray:
+    """Return the tail ``q0 = Phi(-radius / sigma)`` below which the radius is certified.
+
+    A class whose tail ``1 - p`` is strictly below ``q0`` has a Cohen radius strictly above ``radius``. This is the
+    threshold of :class:`~lightning_rs.statistics.sequential.DecisionRule`; it is rounded down.
+
+    Args:
+        radius: radius in input units, >= 0.
+        sigma: standard deviation of the noise, in input units.
+
+    >>> print(round(gaussian_l2_threshold(0.25, 0.5), 6))
+    0.308538
+    """
+    score = check_nonnegative("radius", radius) / check_positive("sigma", sigma)
+    # Relative error of Phi(-s): the relative error of s, times at most s (s + 1).
+    return (ndtr(-score) * (1 - _SLACK * (1 + score * (score + 1))))[()]
+
+
+class GaussianL2(TopVoteCertificate):
+    """Cohen's certificate: "no l2 perturbation of norm < R changes the smoothed prediction".
+
+    ``R = -sigma Phi^-1(q_upper)``, ``q_upper`` the one-sided Clopper-Pearson upper bound of the tail 1 - p at the
+    whole alpha (Cohen et al. 2019, Theorem 1 and CERTIFY). Abstains where ``q_upper >= 1/2``. At most
+    ``sigma Phi^-1(alpha^(1/n))``: 3.8115 sigma for n = 100,000 and alpha = 0.001.
+    """
+
+    norm: str = "l2"
+    noises = (GaussianNoise,)
+
+    def radius_of_tail(self, q_upper: FloatArray, setting: Setting) -> FloatArray:
+        """Return :func:`gaussian_l2_radius`, in input units."""
+        return gaussian_l2_radius(q_upper=q_upper, sigma=setting.noise.sigma)
+
+
+class GaussianL1(GaussianL2):
+    """Cohen's certificate read as an l1 certificate: the l1 ball of radius R lies inside the l2 ball.
+
+    ``R_1 = R_2``, because ``||.||_2 <= ||.||_1``. Same event, same alpha, same abstention as :class:`GaussianL2`.
+    """
+
+    norm = "l1"
+
+
+class GaussianLinf(GaussianL2):
+    """Cohen's certificate read as an l-infinity certificate: ``R_inf = R_2 / sqrt(d)``, rounded down.
+
+    Valid because ``||.||_2 <= sqrt(d) ||.||_inf``; d is the number of input coordinates. Same event, same alpha,
+    same abstention as :class:`GaussianL2`.
+    """
+
+    norm = "linf"
+
+    def radius_of_tail(self, q_upper: FloatArray, setting: Setting) -> FloatArray:
+        """Return the l2 radius over sqrt(d), in input units."""
+        return super().radius_of_tail(q_upper, setting) / np.sqrt(setting.dim) * (1 - _SLACK)
+
+
+class TwoClassCertificate(Certificate):
+    """A Gaussian l2 radius from a lower bound on the top class and an upper bound on every other class.
+
+    Args:
+        method: how the two bounds share alpha; fixed before sampling.
+            "bonferroni": alpha / 2 for the top class, alpha / (2 (C - 1)) for each other class.
+            "grouped": alpha / 3 each for the top class, for the runner-up of the selection samples, and for the
+            two together. See :func:`~lightning_rs.statistics.binomial.simultaneous_bounds`.
+            "complement" (baselines only): the whole alpha for the top class, ``p_upper = 1 - p_lower``.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+
+    norm = "l2"
+    noises = (GaussianNoise,)
+    evidence = (Votes,)
+    votes_only = True
+    methods: ClassVar[tuple[str, ...]] = ("bonferroni", "grouped")
+
+    def __init__(self, method: str = "bonferroni") -> None:
+        check_choice("method", method, self.methods)
+        self.method = method
+
+    @property
+    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Share of alpha of each event."""
+        return {
+            "bonferroni": {"p_lower": 1 / 2, "p_upper": 1 / 2},
+            "grouped": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3},
+            "complement": {"p_lower": 1.0},
+        }[self.method]
+
+    @abstractmethod
+    def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:
+        """Return the radius certified by the tail of the top class and the bound on all others, in input units."""
+
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        q_upper, p_upper = self._bounds(read(evidence, Votes).counts, setting)
+        radius = np.asarray(self.radius_of_bounds(q_upper, p_upper, setting.noise.sigma), dtype=np.float64)
+        bounds = {"p_lower": 1.0 - q_upper, "q_upper": q_upper, "p_upper": p_upper}
+        return Radii(abstain_at_zero(radius, setting.top), radius, bounds)
+
+    def _bounds(self, counts: np.ndarray, setting: Setting) -> tuple[FloatArray, FloatArray]:
+        if self.method == "complement":
+            q_upper = clopper_pearson_tail_upper(at(counts, setting.top), counts.sum(axis=1), setting.alpha)
+            return q_upper, q_upper
+        method = cast(Method, self.method)
+        return simultaneous_tail_bounds(counts, setting.top, setting.alpha, method, setting.runner_up)
+
+
+class GaussianTwoClassL2(TwoClassCertificate):
+    """Cohen's two-class certificate, ``R = sigma / 2 (Phi^-1(p_lower) - Phi^-1(p_upper))``.
+
+    Statement and reference as :class:`GaussianL2`; can certify classes of probability below one half. The bounds
+    hold simultaneously for finite n; alpha is shared as ``method`` says. Abstains where ``p_lower <= p_upper``.
+    """
+
+    def __init__(self, method: Literal["bonferroni", "grouped"] = "bonferroni") -> None:
+        super().__init__(method)
+
+    def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:
+        """Return :func:`gaussian_l2_radius`, in input units."""
+        return gaussian_l2_radius(q_upper=q_upper, sigma=sigma, p_upper=p_upper)
+
+
+def _lowered_mean(first: FloatArray, second: FloatArray) -> FloatArray:
+    """Return (first + second) / 2, lowered by its rounding error; 0 where negative or inf - inf."""
+    with np.errstate(invalid="ignore"):
+        mean = 0.5 * first + 0.5 * second
+        error = _SLACK * (0.5 * np.abs(first) + 0.5 * np.abs(second))
+        lowered = np.where(np.isfinite(error), mean - error, mean)
+    return np.maximum(np.nan_to_num(lowered, nan=0.0, posinf=np.inf, neginf=0.0), 0.0)
+
+
+def _scaled(sigma: FloatArray, radius: FloatArray) -> FloatArray:
+    return sigma * radius * (1 - _SLACK)
