@@ -1,0 +1,201 @@
+"""Certified accuracy, average certified radius and abstention: pure functions and thin torchmetrics classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_rs.records import Certification
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+
+def certified_counts(certifications: Iterable[Certification], radii: Sequence[float]) -> IntArray:
+    """Return how many images are correct and certified at each radius, shape (len(radii),).
+
+    Raises:
+        ValueError: if an image has no label, or a radius is negative.
+    """
+    labelled = _labelled(certifications)
+    return np.array([sum(c.certified_at(r) for c in labelled) for r in radii], dtype=np.int64)
+
+
+def certified_accuracy(certifications: Iterable[Certification], radii: Sequence[float]) -> FloatArray:
+    """Return the share of images that are correct and certified at each radius.
+
+    ``#{i: correct, radius_i >= r} / m`` (Cohen et al. 2019, section 4); see
+    :meth:`Certification.certified_at <lightning_rs.records.Certification.certified_at>` for closed balls on a grid
+    and for decision mode, where nothing is known above the target. Abstained and undecided images count as not
+    certified.
+
+    Args:
+        certifications: records of m >= 1 images.
+        radii: radii in input units, >= 0.
+
+    Returns:
+        Shape (len(radii),), float64.
+
+    Raises:
+        ValueError: if there are no images, one has no label, or a radius is negative.
+    """
+    records = _some(certifications)
+    return certified_counts(records, radii) / len(records)
+
+
+def average_certified_radius(certifications: Iterable[Certification]) -> float:
+    """Return the mean over images of ``radius * correct`` (Zhai et al. 2020), in input units.
+
+    Wrong and abstained images count as 0. Images of decision mode have no radius and are left out; NaN if no
+    others are there.
+
+    Raises:
+        ValueError: if there are no images, or one has no label.
+    """
+    total, count = _radius_sum(_some(certifications))
+    return total / count if count else math.nan
+
+
+def abstention_rate(certifications: Iterable[Certification]) -> float:
+    """Return the share of images for which nothing could be certified; undecided ones are not among them.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    records = _some(certifications)
+    return sum(c.status == "abstain" for c in records) / len(records)
+
+
+def undecided_rate(certifications: Iterable[Certification]) -> float:
+    """Return the share of images for which decision mode ran out of samples.
+
+    Raises:
+        ValueError: if there are no images.
+    """
+    records = _some(certifications)
+    return sum(c.status == "undecided" for c in records) / len(records)
+
+
+def clean_accuracy(certifications: Iterable[Certification]) -> float:
+    """Return the share of images whose majority vote over the estimation samples is the label.
+
+    An estimate of the smoothed classifier's accuracy on clean images, without a guarantee: abstention does not
+    matter. Imported records have no votes; there, the issued prediction is taken and abstention counts as wrong.
+
+    Raises:
+        ValueError: if there are no images, or one has no label.
+    """
+    records = _labelled(_some(certifications))
+    return sum(_majority(c) == c.label for c in records) / len(records)
+
+
+class CertifiedAccuracy(Metric):
+    """Certified accuracy at given radii, as :func:`certified_accuracy`.
+
+    ``compute`` returns a float64 tensor of shape (len(radii),), NaN before the first image.
+
+    Args:
+        radii: radii in input units, >= 0.
+    """
+
+    full_state_update = False
+    hits: Tensor
+    total: Tensor
+
+    def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not all(r >= 0 for r in radii):
+            raise ValueError(f"radii must be >= 0, got {list(radii)}")
+        self.radii = [float(r) for r in radii]
+        self.add_state("hits", torch.zeros(len(self.radii), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, certifications: Sequence[Certification]) -> None:
+        """Add a batch of records."""
+        self.hits += torch.from_numpy(certified_counts(certifications, self.radii)).to(self.hits.device)
+        self.total += len(certifications)
+
+    def compute(self) -> Tensor:
+        """Return the share of images certified at each radius."""
+        return _ratio(self.hits, self.total)
+
+
+class AverageCertifiedRadius(Metric):
+    """Average certified radius, as :func:`average_certified_radius`; NaN before the first radius."""
+
+    full_state_update = False
+    radius: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("radius", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, certifications: Sequence[Certification]) -> None:
+        """Add a batch of records."""
+        radius, count = _radius_sum(certifications)
+        self.radius += radius
+        self.total += count
+
+    def compute(self) -> Tensor:
+        """Return the mean radius, wrong and abstained images counting as 0."""
+        return _ratio(self.radius, self.total)
+
+
+class AbstentionRate(Metric):
+    """Share of images that abstain, as :func:`abstention_rate`; NaN before the first image."""
+
+    full_state_update = False
+    abstained: Tensor
+    total: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("abstained", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, certifications: Sequence[Certification]) -> None:
+        """Add a batch of records."""
+        self.abstained += sum(c.status == "abstain" for c in certifications)
+        self.total += len(certifications)
+
+    def compute(self) -> Tensor:
+        """Return the share of images that abstain."""
+        return _ratio(self.abstained, self.total)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return part.double() / whole.double()
+
+
+def _radius_sum(certifications: Iterable[Certification]) -> tuple[float, int]:
+    with_radius = [c for c in _labelled(certifications) if c.mode != "decision"]
+    # fsum does not depend on the order of the images.
+    return math.fsum(c.radius for c in with_radius if c.correct), len(with_radius)
+
+
+def _majority(record: Certification) -> int:
+    return int(np.argmax(record.counts)) if record.counts else record.prediction
+
+
+def _some(certifications: Iterable[Certification]) -> list[Certification]:
+    records = list(certifications)
+    if not records:
+        raise ValueError("certifications must hold at least one image, got none")
+    return records
+
+
+def _labelled(certifications: Iterable[Certification]) -> list[Certification]:
+    records = list(certifications)
+    unknown = [c.index for c in records if c.label is None]
+    if unknown:
+        raise ValueError(f"accuracy needs labels, but image {unknown[0]} has none ({len(unknown)} without one)")
+    return records

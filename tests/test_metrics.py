@@ -1,0 +1,149 @@
+"""Metrics: by hand, against brute force on random records, merged over processes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics import Metric
+
+from lightning_rs.metrics import (
+    AbstentionRate,
+    AverageCertifiedRadius,
+    CertifiedAccuracy,
+    abstention_rate,
+    average_certified_radius,
+    certified_accuracy,
+    certified_counts,
+    clean_accuracy,
+    undecided_rate,
+)
+from lightning_rs.records import ABSTAIN, Certification
+from tests.test_records import ABSTAINED, certification
+
+RIGHT, WRONG = {"label": 7}, {"label": 3}
+DECISION: dict[str, Any] = {"mode": "decision", "target": 0.5, "radius": 0.0}
+FIVE = [
+    certification(0, radius=1.0, **RIGHT),
+    certification(1, radius=0.5, **RIGHT),
+    certification(2, radius=2.0, **WRONG),
+    certification(3, label=7, **ABSTAINED),
+    certification(4, label=2, **ABSTAINED),
+]
+DECIDED = [
+    certification(0, status="decided", **DECISION),
+    certification(1, status="decided", label=3, **DECISION),
+    certification(2, status="abstain", prediction=ABSTAIN, **DECISION),
+    certification(3, status="undecided", prediction=ABSTAIN, **DECISION),
+]
+
+
+def test_five_images_by_hand() -> None:
+    assert certified_accuracy(FIVE, [0, 0.5, 0.51, 1.0, 1.5, math.inf]).tolist() == [0.4, 0.4, 0.2, 0.2, 0.0, 0.0]
+    assert average_certified_radius(FIVE) == pytest.approx(1.5 / 5)
+    assert abstention_rate(FIVE) == 0.4
+    assert undecided_rate(FIVE) == 0.0
+    assert clean_accuracy(FIVE) == 0.6, "the abstained image 3 has its majority right"
+
+
+def test_decision_mode_has_no_radius_and_undecided_images_are_their_own_category() -> None:
+    assert certified_accuracy(DECIDED, [0.0, 0.5, 0.6]).tolist() == [0.25, 0.25, 0.0]
+    assert math.isnan(average_certified_radius(DECIDED))
+    assert abstention_rate(DECIDED) == 0.25
+    assert undecided_rate(DECIDED) == 0.25
+    assert average_certified_radius([*FIVE, *DECIDED]) == average_certified_radius(FIVE)
+
+
+def test_clean_accuracy_of_imported_records_is_that_of_the_issued_predictions() -> None:
+    bare = [certification(0, counts=()), certification(1, counts=(), **ABSTAINED)]
+    assert clean_accuracy(bare) == 0.5
+
+
+def test_against_brute_force_on_random_records() -> None:
+    rng = np.random.default_rng(0)
+    records = random_records(rng, 300)
+    radii = np.linspace(0, 3, 13)
+    correct = np.array([c.prediction == c.label for c in records])
+    radius = np.array([c.radius for c in records])
+    expected = (correct[:, None] & (radius[:, None] >= radii)).mean(0)
+    assert certified_accuracy(records, radii.tolist()) == pytest.approx(expected, abs=1e-15)
+    assert average_certified_radius(records) == pytest.approx((correct * radius).mean(), rel=1e-13)
+    assert (np.diff(certified_accuracy(records, radii.tolist())) <= 0).all()
+    # The area under the curve is the average radius.
+    fine = np.linspace(0, 3.0, 30_001)
+    area = np.trapezoid(certified_accuracy(records[:40], fine.tolist()), fine)
+    assert area == pytest.approx(average_certified_radius(records[:40]), abs=1e-3)
+
+
+def test_the_average_does_not_depend_on_the_order() -> None:
+    records = random_records(np.random.default_rng(1), 200)
+    assert average_certified_radius(records) == average_certified_radius(records[::-1])
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected"),
+    [
+        (CertifiedAccuracy([0, 1.0, 1.5]), [0.4, 0.2, 0.0]),
+        (AverageCertifiedRadius(), 0.3),
+        (AbstentionRate(), 0.4),
+    ],
+)
+def test_the_classes_agree_with_the_functions_in_any_batches(metric: Metric, expected: Any) -> None:
+    for batches in ([FIVE], [FIVE[:2], FIVE[2:]], [FIVE[3:], [], FIVE[:3]]):
+        metric.reset()
+        for batch in batches:
+            metric.update(batch)
+        value = metric.compute()
+        assert value.dtype == torch.float64
+        assert value.tolist() == pytest.approx(expected, abs=1e-15)
+
+
+def test_the_classes_sum_over_processes() -> None:
+    one, two = CertifiedAccuracy([0.0, 1.0]), CertifiedAccuracy([0.0, 1.0])
+    one.update(FIVE[:1])
+    two.update(FIVE[1:])
+    # What torchmetrics does with dist_reduce_fx="sum"; a mean of shares over uneven shards would be wrong.
+    for name in one._defaults:
+        setattr(one, name, getattr(one, name) + getattr(two, name))
+    assert one.compute().tolist() == [0.4, 0.2]
+    assert {fx.__name__ for fx in one._reductions.values()} == {"dim_zero_sum"}
+    radius = AverageCertifiedRadius()
+    assert {fx.__name__ for fx in radius._reductions.values()} == {"dim_zero_sum"}
+
+
+def test_metrics_of_decision_records() -> None:
+    radius = AverageCertifiedRadius()
+    radius.update(DECIDED)
+    assert math.isnan(radius.compute())
+
+
+def test_refusals() -> None:
+    for function in (average_certified_radius, abstention_rate, undecided_rate, clean_accuracy):
+        with pytest.raises(ValueError, match="at least one image"):
+            function([])
+    with pytest.raises(ValueError, match="at least one image"):
+        certified_accuracy([], [0.0])
+    for function in (average_certified_radius, clean_accuracy):
+        with pytest.raises(ValueError, match="image 5 has none"):
+            function([certification(5, label=None)])
+    with pytest.raises(ValueError, match="image 5 has none"):
+        certified_counts([certification(5, label=None)], [0.0])
+    with pytest.raises(ValueError, match="r must be >= 0"):
+        certified_counts(FIVE, [-1.0])
+    with pytest.raises(ValueError, match=r"radii must be >= 0, got \[0.5, -1.0\]"):
+        CertifiedAccuracy([0.5, -1.0])
+
+
+def random_records(rng: np.random.Generator, count: int) -> list[Certification]:
+    records = []
+    for index in range(count):
+        label, prediction = (int(c) for c in rng.integers(0, 3, 2))
+        if rng.random() < 0.2:
+            records.append(certification(index, label=label, **ABSTAINED))
+        else:
+            radius = float(rng.choice([0.25, 0.5, rng.exponential(0.7)]))
+            records.append(certification(index, label=label, prediction=prediction, radius=min(radius, 3.0)))
+    return records
