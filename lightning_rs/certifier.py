@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -295,6 +296,26 @@ class Session:
         if not self.probed.invariant:
             self.sampler.tolerance = 4 * self.probed.deviation
         return self.probed
+
+    @property
+    def samples_per_image(self) -> int:
+        """Selection and estimation samples an image, at most."""
+        if isinstance(self.noise, EnumeratedNoise):
+            return self.noise.size
+        certifier = self.certifier
+        return certifier.n0 + certifier.n * len(certifier.schemes)
+
+    def measure(self, images: Tensor, seconds: float = 0.5) -> float:
+        """Return the samples a second that the engine reaches on these images, timed for about ``seconds``."""
+        kind: type[Votes] = EnumeratedVotes if isinstance(self.noise, EnumeratedNoise) else Votes
+        n, rate, start = self.prepared.micro_batch, 0.0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            begin = time.perf_counter()
+            votes = self.sampler.collect(images[:1], [0], "probe", n, [kind])[kind]
+            assert isinstance(votes, Votes)
+            rate = max(rate, int(votes.counts.sum()) / (time.perf_counter() - begin))
+            n *= 2
+        return rate
 
     def _group_size(self, images: int) -> int:
         wanted = max(_GROUP_SAMPLES, 8 * self.prepared.micro_batch)

@@ -127,7 +127,7 @@ class Votes(Evidence):
 
     def merge(self, other: Self) -> None:
         """Add the other's counts."""
-        self._counts += other._counts.to(self._counts.device)
+        self._counts = self._counts + other._counts.to(self._counts.device)
 
     @property
     def counts(self) -> IntArray:
@@ -161,7 +161,7 @@ class EnumeratedVotes(Votes):
     def merge(self, other: Self) -> None:
         """Add the other's counts."""
         super().merge(other)
-        self._doubtful += other._doubtful.to(self._doubtful.device)
+        self._doubtful = self._doubtful + other._doubtful.to(self._doubtful.device)
 
     @property
     def doubtful(self) -> IntArray:
@@ -204,8 +204,8 @@ class PairVotes(Evidence):
 
     def merge(self, other: Self) -> None:
         """Add the other's counts."""
-        self._both += other._both.to(self._both.device)
-        self._one += other._one.to(self._one.device)
+        self._both = self._both + other._both.to(self._both.device)
+        self._one = self._one + other._one.to(self._one.device)
 
     @property
     def both(self) -> IntArray:
@@ -266,7 +266,7 @@ class GradientSums(Evidence):
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
-        self._sums += other._sums.to(self._sums.device)
+        self._sums = self._sums + other._sums.to(self._sums.device)
 
     def means(self, sigma: float) -> tuple[FloatArray, FloatArray]:
         """Return the two half-sample means of z = (w / sigma)(f - 1/2), each (B, d), in C, H, W order."""
@@ -325,7 +325,7 @@ class PairProducts(Evidence):
 
     def merge(self, other: Self) -> None:
         """Add the other's sums."""
-        self._sums += other._sums.to(self._sums.device)
+        self._sums = self._sums + other._sums.to(self._sums.device)
 
     @property
     def mean(self) -> FloatArray:

@@ -1,0 +1,109 @@
+"""What goes to loggers: metrics, the per-image table, curves and images. The only user of wandb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+
+from lightning_rs.metrics import abstention_rate, average_certified_radius, certified_accuracy
+from lightning_rs.noise import Noise
+from lightning_rs.plots import plot_certified_accuracy
+from lightning_rs.records import Certification
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Radii of logged metrics, in units of sigma rounded to two digits of input units.
+_FACTORS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+_COLUMNS = ("index", "label", "prediction", "radius", "correct", "status", "p_lower", "n_used", "statement")
+
+
+def run_directory(trainer: pl.Trainer) -> Path:
+    """Return the folder of this run: the logger's, as ModelCheckpoint uses it, or ``default_root_dir``."""
+    logger = trainer.logger
+    if logger is None:
+        return Path(trainer.default_root_dir)
+    version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+    return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def metric_radii(sigma: float) -> list[float]:
+    """Return the radii at which metrics are logged for a noise of this scale."""
+    return [round(factor * sigma, 4) for factor in _FACTORS]
+
+
+def certification_metrics(
+    certifications: Sequence[Certification], radii: Sequence[float], prefix: str = "certify"
+) -> dict[str, float]:
+    """Return ``prefix/ACR``, ``prefix/accuracy@R`` and ``prefix/abstain``; ACR is left out in decision mode."""
+    accuracies = certified_accuracy(certifications, radii)
+    metrics = {f"{prefix}/accuracy@{r:g}": float(a) for r, a in zip(radii, accuracies, strict=True)}
+    metrics[f"{prefix}/abstain"] = float(abstention_rate(certifications))
+    if all(record.mode != "decision" for record in certifications):
+        metrics[f"{prefix}/ACR"] = float(average_certified_radius(certifications))
+    return metrics
+
+
+def log_certifications(trainer: pl.Trainer, certifications: Sequence[Certification], noise: Noise) -> dict[str, float]:
+    """Log metrics, the table of images and the curve of certified accuracy; return the metrics."""
+    labelled = [record for record in certifications if record.label is not None]
+    if not labelled:
+        return {}
+    metrics = certification_metrics(labelled, metric_radii(noise.sigma))
+    for logger in trainer.loggers:
+        logger.log_metrics(metrics, step=trainer.global_step)
+        if isinstance(logger, WandbLogger):
+            logger.log_table("certify/images", columns=list(_COLUMNS), data=[_row(record) for record in labelled])
+    if all(record.mode != "decision" for record in labelled):
+        title = f"{repr(noise)}, n = {labelled[0].n:,}, alpha = {labelled[0].alpha:g}"
+        log_figure(trainer, "certify/curve", plot_certified_accuracy({title: labelled}))
+    return metrics
+
+
+def log_figure(trainer: pl.Trainer, key: str, figure: Figure) -> None:
+    """Show a figure on every logger that takes pictures; without one, save it in the run's folder."""
+    shown = False
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(key, [_pixels(figure)])
+            shown = True
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_figure(key, figure, global_step=trainer.global_step)
+            shown = True
+    if not shown:
+        path = run_directory(trainer) / (key.replace("/", "_") + ".png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def log_run_config(trainer: pl.Trainer, config: Mapping[str, Any]) -> None:
+    """Send the run's whole configuration to the loggers."""
+    for logger in trainer.loggers:
+        logger.log_hyperparams(dict(config))
+
+
+def _row(record: Certification) -> list[Any]:
+    return [
+        record.index,
+        record.label,
+        record.prediction,
+        record.radius,
+        record.correct,
+        record.status,
+        record.bounds.get("p_lower"),
+        record.n_used,
+        repr(record),
+    ]
+
+
+def _pixels(figure: Figure) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

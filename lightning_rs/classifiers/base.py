@@ -1,0 +1,171 @@
+"""What every trained classifier shares: a base network, a noise, evaluation, provenance in the checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_rs.networks import build_network
+from lightning_rs.noise import GaussianNoise, Noise, noise_from_dict, noise_to_dict
+
+# What the checkpoint says about itself, beside Lightning's own entries.
+CHECKPOINT_KEY = "lightning_rs"
+_EVALUATION_SEED = 0x5EED
+
+
+class BaseClassifier(pl.LightningModule, ABC):
+    """A base network and the noise that it is trained for; subclasses add a training objective.
+
+    The noise is added to pixels; the network normalises inside. Checkpoints hold plain values and tensors only,
+    load with ``weights_only=True`` and rebuild the network and the noise by themselves.
+
+    Args:
+        network: name for :func:`lightning_rs.networks.build_network`.
+        network_args: further arguments of the network.
+        noise: law under which the classifier is trained, validated and, by default, certified. A plain mapping as
+            in a checkpoint is accepted.
+        optimizer: from the parameters to an optimizer.
+        scheduler: from the optimizer to a learning-rate scheduler, stepped once an epoch; None for a constant rate.
+        monitor: metric that a plateau scheduler watches.
+        num_classes: number of classes; the command line takes it from the data.
+        shape: shape of one input; from the data.
+        mean: mean of each channel for the network's normalisation; from the data.
+        std: standard deviation of each channel; from the data.
+        domain: interval of the pixels, None for R^d; from the data.
+        grid: number of grey levels minus one, None if the inputs lie on no grid; from the data.
+    """
+
+    def __init__(
+        self,
+        network: str = "digits_cnn",
+        network_args: dict[str, Any] | None = None,
+        noise: Noise | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        monitor: str = "val/accuracy_noisy",
+        num_classes: int = 10,
+        shape: Sequence[int] = (1, 8, 8),
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        domain: tuple[float, float] | None = (0.0, 1.0),
+        grid: int | None = None,
+    ) -> None:
+        super().__init__()
+        law = noise_from_dict(noise) if isinstance(noise, Mapping) else noise or GaussianNoise(0.25)
+        self.save_hyperparameters(
+            {
+                "network": network,
+                "network_args": dict(network_args or {}),
+                "noise": noise_to_dict(law),
+                "num_classes": num_classes,
+                "shape": [int(size) for size in shape],
+                "mean": None if mean is None else [float(m) for m in mean],
+                "std": None if std is None else [float(s) for s in std],
+                "domain": None if domain is None else [float(end) for end in domain],
+                "grid": grid,
+            }
+        )
+        self.noise = law
+        self.shape = tuple(int(size) for size in shape)
+        self.num_classes = num_classes
+        self.domain = None if domain is None else (float(domain[0]), float(domain[1]))
+        self.grid = grid
+        law.check_shape(self.shape)
+        self.network = build_network(network, num_classes, self.shape, mean=mean, std=std, **(network_args or {}))
+        self.data_spec: dict[str, Any] | None = None  # set by the command line, kept in the checkpoint
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self._monitor = monitor
+        accuracy: Callable[[], MulticlassAccuracy] = lambda: MulticlassAccuracy(num_classes, average="micro")  # noqa: E731
+        self.accuracies = nn.ModuleDict(
+            {f"{split}_{kind}": accuracy() for split in ("val", "test") for kind in ("clean", "noisy")}
+        )
+
+    @abstractmethod
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of one batch of clean images (m, *shape) and labels (m,)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the base network's logits, (m, C), for images of shape (m, *shape)."""
+        return self.network(images)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy on clean and on noisy validation images."""
+        self._evaluate("val", batch, batch_idx)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy on clean and on noisy test images."""
+        self._evaluate("test", batch, batch_idx)
+
+    def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Any:
+        """Certify or predict a batch ``{"index", "image", "label"}``, as the trainer's stage says.
+
+        Raises:
+            TypeError: with a Trainer that has no stage: predictions of a smoothed classifier need one.
+        """
+        stage = getattr(self.trainer, "smoothing_stage", None)
+        if stage is None:
+            raise TypeError(
+                "predict runs the smoothed classifier and needs lightning_rs.Trainer (or Certifier.session(...).predict "
+                f"without Lightning), got {type(self.trainer).__module__}.{type(self.trainer).__name__}"
+            )
+        return stage.step(batch)
+
+    def configure_optimizers(self) -> Any:
+        """Build optimizer and scheduler from the configuration."""
+        optimizer = self._optimizer(self.parameters())
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self._monitor}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what is needed to rebuild the classifier without its configuration."""
+        checkpoint[CHECKPOINT_KEY] = {
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
+            "noise": noise_to_dict(self.noise),
+            "init_args": dict(self.hparams),
+            "data": self.data_spec,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the noise of the checkpoint, except when training goes on under another one on purpose."""
+        own = checkpoint.get(CHECKPOINT_KEY, {})
+        found = own.get("noise")
+        if found is None:
+            return
+        self._check_fits(own["init_args"])
+        theirs = noise_from_dict(found)
+        if theirs == self.noise:
+            return
+        if self._trainer is not None and self._trainer.training:
+            warnings.warn(f"training goes on with {self.noise!r}; the checkpoint was trained with {theirs!r}", stacklevel=2)
+            return
+        warnings.warn(f"the checkpoint's noise {theirs!r} replaces the configured {self.noise!r}", stacklevel=2)
+        self.noise = theirs
+
+    def _check_fits(self, trained: Mapping[str, Any]) -> None:
+        for name in ("network", "num_classes", "shape"):
+            if trained[name] != self.hparams[name]:
+                raise ValueError(f"{name} of the checkpoint is {trained[name]!r}, but {self.hparams[name]!r} is configured")
+
+    def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        # Own generator: evaluation must not advance the training stream.
+        generator = torch.Generator(device=images.device).manual_seed(_EVALUATION_SEED + batch_idx)
+        for kind, inputs in (("clean", images), ("noisy", self.noise(images, generator))):
+            logits = self(inputs)
+            metric = self.accuracies[f"{split}_{kind}"]
+            metric(logits, labels)
+            self.log(f"{split}/accuracy_{kind}", metric, on_step=False, on_epoch=True, prog_bar=split == "val")
+            if kind == "noisy":
+                loss = nn.functional.cross_entropy(logits, labels)
+                self.log(f"{split}/loss_noisy", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))

@@ -1,0 +1,47 @@
+"""Classifiers whose smoothed behaviour is known in closed form, and small builders."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class HalfSpace(nn.Module):
+    """f(x) = 1{w.x > b} as two logits: under N(0, s^2 I), p_1 = Phi((w.x - b) / (s |w|)), exactly."""
+
+    def __init__(self, weight: Tensor, offset: float = 0.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.flatten().clone())
+        self.offset = offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = x.flatten(1) @ self.weight.to(x.dtype) - self.offset
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+class Counting(nn.Module):
+    """Counts its rows; predicts the sign of the first coordinate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = x.flatten(1)[:, 0] * self.scale.to(x.dtype)
+        return torch.stack([-first, first], dim=1)
+
+
+def tiny_cnn(classes: int = 3, channels: int = 2) -> nn.Module:
+    """A seeded convolutional network with BatchNorm for inputs (channels, 6, 6)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(channels, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(8 * 36, classes),
+        )
+        net[1].running_mean.normal_()
+        net[1].running_var.uniform_(0.5, 2)
+    return net.eval()
