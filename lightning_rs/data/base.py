@@ -141,8 +141,10 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     @final
     def setup(self, stage: str | None = None) -> None:
         """Lightning hook: load what ``stage`` needs, so that missing data is an error before anything starts."""
-        for split in STAGES.get(stage, (self.certify_split,)):
-            self.source(split)
+        for split in STAGES.get(stage, ()):
+            self.split_indices(split)
+        if stage == "predict":
+            self.certification_subset()
 
     @final
     def source(self, split: Split) -> Source:

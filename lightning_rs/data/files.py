@@ -39,10 +39,11 @@ class FolderFiles(Files):
         """See ``Files.images``; the stamp is size and modification time."""
         found: dict[str, str] = {}
         for folder, _, names in os.walk(self.path, followlinks=True):
-            for name in filter(_is_image, names):
-                path = Path(folder, name)
-                status = path.stat()
-                found[path.relative_to(self.path).as_posix()] = f"{status.st_size}-{status.st_mtime_ns}"
+            for path in (Path(folder, name) for name in names):
+                relative = path.relative_to(self.path).as_posix()
+                if _is_image(relative):
+                    status = path.stat()
+                    found[relative] = f"{status.st_size}-{status.st_mtime_ns}"
         return dict(sorted(found.items()))
 
     def read(self, name: str) -> bytes:

@@ -74,20 +74,29 @@ class ImageNet(ImageDataModule):
     def _load(self, split: Literal["train", "test"]) -> Source:
         folder = "train" if split == "train" else "val"
         check_files(self.name, [self.root / folder, self.root / META_FILE], self._advice())
+        wnids = self._wnids(folder)
         try:
             data = datasets.ImageNet(str(self.root), folder)
-            wnids = sorted(load_meta_file(self.root)[0])
-        except Exception as error:  # a torn meta file raises whatever torch.load meets in it
-            raise CorruptDataError(f"{self.name}: {self.root.absolute()}: {type(error).__name__}: {error}") from error
-        if len(wnids) != self.num_classes or not set(data.wnids) <= set(wnids):
-            raise CorruptDataError(
-                f"{self.name}: the {len(data.wnids)} folders in {self.root / folder} and the {len(wnids)} classes of "
-                f"{META_FILE} are not the {self.num_classes} of ILSVRC 2012; for other data use ImageFolder"
-            )
+        except (RuntimeError, OSError) as error:  # a class folder without images, for instance
+            raise CorruptDataError(f"{self.name}: {self.root.absolute()}: {error}") from error
         labels = np.searchsorted(wnids, data.wnids)[np.asarray(data.targets)]
         names = [str(Path(path).relative_to(self.root)) for path, _ in data.samples]
         evaluate, train = centre_crop(self.image_size, self.resize), random_resized_crop(self.image_size)
         return FileSource(FolderFiles(self.root), names, labels, (3, self.image_size, self.image_size), evaluate, train)
+
+    def _wnids(self, folder: str) -> list[str]:
+        """Return the sorted WordNet ids of the devkit, having checked that they are ILSVRC 2012's."""
+        try:
+            wnids = sorted(load_meta_file(self.root)[0])
+        except Exception as error:  # whatever torch.load meets in a torn file
+            raise CorruptDataError(f"{self.name}: {self.root.absolute() / META_FILE} is damaged: {error}") from error
+        strange = sorted({path.name for path in (self.root / folder).iterdir() if path.is_dir()} - set(wnids))
+        if len(wnids) != self.num_classes or strange:
+            raise CorruptDataError(
+                f"{self.name}: {META_FILE} has {len(wnids)} classes (not {self.num_classes}), and "
+                f"{self.root.absolute() / folder} has folders {strange[:8]} beside them; for other data use ImageFolder"
+            )
+        return wnids
 
     def _advice(self) -> str:
         return (
