@@ -2,8 +2,15 @@
 
 from lightning_rs.records.certification import ABSTAIN, Certification
 from lightning_rs.records.header import Header, environment
-from lightning_rs.records.reading import body_lines, read_records, read_seconds, sidecar_path
-from lightning_rs.records.rounding import ceil_decimals, floor_decimals, round_down, round_up
+from lightning_rs.records.reading import body_lines, is_sidecar, read_records, read_seconds, sidecar_path
+from lightning_rs.records.rounding import (
+    ceil_decimals,
+    complement,
+    floor_decimals,
+    nearest_decimals,
+    round_down,
+    round_up,
+)
 from lightning_rs.records.tsv import export_tsv, import_tsv
 from lightning_rs.records.writing import RecordFile, merge
 
@@ -14,11 +21,14 @@ __all__ = [
     "RecordFile",
     "body_lines",
     "ceil_decimals",
+    "complement",
     "environment",
     "export_tsv",
     "floor_decimals",
     "import_tsv",
+    "is_sidecar",
     "merge",
+    "nearest_decimals",
     "read_records",
     "read_seconds",
     "round_down",

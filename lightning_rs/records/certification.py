@@ -6,12 +6,11 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
-from decimal import ROUND_FLOOR, Context, Decimal
 from numbers import Integral
 from typing import Any, Literal
 
 from lightning_rs.checks import check_choice
-from lightning_rs.records.rounding import round_down
+from lightning_rs.records.rounding import complement, round_down
 
 Ball = Literal["open", "closed"]
 Status = Literal["certified", "abstain", "undecided", "decided"]
@@ -197,9 +196,7 @@ class Certification:
             return f"abstains: {self.norm} radius {self.target!r} could not be certified at {level}"
         if self.status == "abstain":
             return f"abstains: no {self.norm} radius could be certified at {level}"
-        exact = Context(prec=400, rounding=ROUND_FLOOR)
-        level_sure = exact.subtract(Decimal(1), Decimal(repr(float(self.alpha))))
-        sure = f"with probability >= {level_sure:f} over the sampling" if self.alpha else "exactly"
+        sure = f"with probability >= {complement(self.alpha)} over the sampling" if self.alpha else "exactly"
         less = "<" if self.ball == "open" else "<="
         radius = round_down(self.radius if self.target is None else self.target, DIGITS)
         grid = "" if self.grid is None else f" between images on the grid {{0, 1/{self.grid}, ..., 1}}"

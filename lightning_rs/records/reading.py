@@ -12,6 +12,7 @@ from lightning_rs.records.certification import Certification
 from lightning_rs.records.header import FORMAT, Header
 
 _MAGIC = f'{{"format":"{FORMAT}"'.encode()
+_SIDECAR = ".sidecar.jsonl"
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,12 @@ def load(path: str | Path) -> Contents:
 
 def sidecar_path(path: str | Path) -> Path:
     """Return where the timings and the environment of a record file are kept: ``NAME.sidecar.jsonl``."""
-    return Path(path).with_suffix(".sidecar.jsonl")
+    return Path(path).with_suffix(_SIDECAR)
+
+
+def is_sidecar(path: str | Path) -> bool:
+    """Return whether a path names a sidecar; ``*.jsonl`` on a command line matches them too."""
+    return str(path).endswith(_SIDECAR)
 
 
 def read_seconds(path: str | Path) -> dict[int, float]:

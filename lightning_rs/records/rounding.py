@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Context, Decimal
 
 
 def round_down(value: float, digits: int) -> str:
@@ -27,6 +27,16 @@ def floor_decimals(value: float, decimals: int) -> str:
 def ceil_decimals(value: float, decimals: int) -> str:
     """Return ``value`` with exactly ``decimals`` digits after the point, rounded towards plus infinity."""
     return format(_exact(value).quantize(Decimal(1).scaleb(-decimals), ROUND_CEILING), "f")
+
+
+def nearest_decimals(value: float, decimals: int) -> str:
+    """Return ``value`` with exactly ``decimals`` digits after the point, to nearest, ties up; for averages."""
+    return format(_exact(value).quantize(Decimal(1).scaleb(-decimals), ROUND_HALF_UP), "f")
+
+
+def complement(alpha: float) -> str:
+    """Return 1 - ``alpha`` in full: the probability of a statement, never rounded up to 1."""
+    return format(Context(prec=400, rounding=ROUND_FLOOR).subtract(Decimal(1), _exact(alpha)), "f")
 
 
 def _round(value: float, digits: int, rounding: str) -> str:

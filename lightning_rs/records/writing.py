@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from lightning_rs.records.certification import Certification, to_line
 from lightning_rs.records.header import Header, environment
-from lightning_rs.records.reading import load, scan, sidecar_path
+from lightning_rs.records.reading import is_sidecar, load, scan, sidecar_path
 
 
 class RecordFile:
@@ -134,7 +134,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterab
     """Merge the files of several processes or shards into one, in index order, and return its length.
 
     Args:
-        paths: record files with equal binding headers and disjoint images.
+        paths: record files with equal binding headers and disjoint images; sidecars are passed over.
         out: the merged file, written at once at the end. It is never overwritten; if it exists and says the
             same, nothing happens.
         expected_indices: images that must be there; None: those that the headers announce, if they do.
@@ -144,9 +144,9 @@ def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterab
             images, or an existing ``out`` that says something else.
         FileNotFoundError: if one of the files does not exist.
     """
-    if not paths:
+    parts = [(Path(path), load(path)) for path in paths if not is_sidecar(path)]
+    if not parts:
         raise ValueError("paths must name at least one record file, got none")
-    parts = [(Path(path), load(path)) for path in paths]
     header = parts[0][1].header
     assert header is not None
     found: dict[int, tuple[str, Path]] = {}

@@ -1,0 +1,100 @@
+"""The commands on record files: report, merge, import and export. They build neither a model nor data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from lightning_rs.records import export_tsv, import_tsv, merge
+
+_REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
+_MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
+_IMPORT = "Turn a table (idx, label, predict, radius, correct, time) into a record file. No raw counts, no recomputing."
+_EXPORT = "Write a record file as a table (idx, label, predict, radius, correct, time), radii rounded down."
+
+
+def report_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m lightning_rs report`` and return its exit code."""
+    from lightning_rs.report import FORMATS, report
+
+    parser = _parser("report", _REPORT)
+    parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files")
+    parser.add_argument("--out", metavar="DIR", help="write report.csv, .md, .tex, .png and .svg into this folder")
+    parser.add_argument("--radii", nargs="+", type=float, metavar="R", help="radii to compare at, in input units")
+    parser.add_argument("--alpha", type=float, help="recompute at this alpha, where that is sound")
+    parser.add_argument("--rho", type=float, default=0.001, help="failure probability of the Theorem 5 bounds")
+    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="files to write into DIR")
+    parser.add_argument(
+        "--method",
+        default="uniform",
+        choices=("uniform", "exact", "bernstein"),
+        help="Theorem 5 for all radii at once, or at each by itself (exact tail, or as printed in the paper)",
+    )
+    args = parser.parse_args(argv)
+
+    def run() -> str:
+        made = report(args.records, args.out, args.radii, args.alpha, args.rho, args.formats, args.method)
+        return "\n".join([str(made), *(f"wrote {file}" for file in made.files)])
+
+    return _finish(parser, run)
+
+
+def merge_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m lightning_rs merge`` and return its exit code."""
+    parser = _parser("merge", _MERGE)
+    parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the merged file; an existing one is kept")
+    args = parser.parse_args(argv)
+    return _finish(parser, lambda: f"{args.out}: {merge(args.records, args.out)} images")
+
+
+def import_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m lightning_rs import`` and return its exit code."""
+    parser = _parser("import", _IMPORT)
+    parser.add_argument("table", metavar="TABLE", help="the table, tab separated")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the record file; an existing one is kept")
+    parser.add_argument("--sigma", required=True, type=float, help="scale of the noise, in input units")
+    parser.add_argument("--n", required=True, type=int, help="estimation samples an image")
+    parser.add_argument("--alpha", required=True, type=float, help="failure probability an image")
+    parser.add_argument("--n0", type=int, default=100, help="selection samples an image")
+    parser.add_argument("--noise", default="GaussianNoise", help="the law of the noise")
+    parser.add_argument("--norm", default="l2", help="norm of the radii")
+    parser.add_argument("--certificate", default="GaussianL2", help="the certificate that made the radii")
+    parser.add_argument("--ball", default="open", choices=("open", "closed"), help="whether balls have their boundary")
+    parser.add_argument("--grid", type=int, help="number of steps of the inputs, if the statement needs one")
+    parser.add_argument("--data", default="unknown", help="name of the data set")
+    args = parser.parse_args(argv)
+
+    def run() -> str:
+        count = import_tsv(
+            args.table, args.out, noise={"class": args.noise, "sigma": args.sigma}, n=args.n, n0=args.n0,
+            alpha=args.alpha, norm=args.norm, certificate=args.certificate, ball=args.ball, grid=args.grid,
+            data=args.data,
+        )  # fmt: skip
+        return f"{args.out}: {count} images"
+
+    return _finish(parser, run)
+
+
+def export_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m lightning_rs export`` and return its exit code."""
+    parser = _parser("export", _EXPORT)
+    parser.add_argument("records", metavar="RECORDS", help="a record file")
+    parser.add_argument("--out", required=True, metavar="TABLE", help="the table; it must not exist")
+    args = parser.parse_args(argv)
+    return _finish(parser, lambda: f"{args.out}: {export_tsv(args.records, args.out)} images")
+
+
+def _parser(command: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"lightning_rs {command}", description=description)
+
+
+def _finish(parser: argparse.ArgumentParser, run: Callable[[], str]) -> int:
+    """Print the result and return 0, or print one clear error and return 1."""
+    try:
+        print(run())
+    except (ValueError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 1
+    return 0

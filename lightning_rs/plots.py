@@ -1,0 +1,246 @@
+"""Figures from records: certified-accuracy curves, histograms of radii, grids of noisy images.
+
+Figures are built without pyplot, so that no global state is touched and no display is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lightning_rs.records import Certification
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FloatArray = NDArray[np.float64]
+# Okabe and Ito (2008): told apart with any colour vision; black is kept for the envelope.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_STYLES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (1.5, 1.5)))
+ENVELOPE = "upper envelope (descriptive, not a guarantee)"
+_MANY = 4
+
+
+def accuracy_steps(records: Sequence[Certification]) -> tuple[FloatArray, FloatArray]:
+    """Return the certified-accuracy curve exactly, as a step function.
+
+    Args:
+        records: m >= 1 labelled records.
+
+    Returns:
+        Edges, shape (k + 1,), starting at 0, and accuracies, shape (k,): the share certified at radius r is
+        ``accuracies[i]`` for r in (edges[i], edges[i + 1]], and 0 beyond; for closed balls on a grid, for r in
+        [edges[i], edges[i + 1]). The curve of decision mode ends at the target: nothing is known beyond it.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    if not records:
+        raise ValueError("records must hold at least one image, got none")
+    reach = np.sort([_reach(record) for record in records if record.correct])
+    edges = np.unique(np.concatenate([[0.0], reach]))
+    if len(edges) == 1:
+        edges = np.array([0.0, max((record.target or 0.0 for record in records), default=0.0)])
+    above = len(reach) - np.searchsorted(reach, edges[1:], side="left")
+    return edges, above / len(records)
+
+
+def certified_accuracy_figure(
+    runs: Mapping[str, Sequence[Certification]],
+    norm: str = "l2",
+    envelope: bool = True,
+    title: str = "",
+    max_radius: float | None = None,
+) -> Figure:
+    """Return certified accuracy against radius, one step curve a run.
+
+    Args:
+        runs: records by the name that the legend shows; all of one norm.
+        norm: norm of the radii, for the axis.
+        envelope: draw the best run at each radius if there are several. It picks the run after seeing the
+            result, so it describes the runs and guarantees nothing; the legend says so.
+        title: heading, none if empty.
+        max_radius: right end of the axis; None: where the last curve ends.
+
+    Raises:
+        ValueError: if there are no runs, or one has no records or another norm.
+    """
+    from matplotlib.figure import Figure
+
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    for name, records in runs.items():
+        others = {record.norm for record in records} - {norm}
+        if others:
+            raise ValueError(f"norms are not mixed in one figure: run {name!r} has {others.pop()!r}, expected {norm!r}")
+    beside = len(runs) > _MANY
+    figure = Figure(figsize=(9.0 if beside else 6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    steps = {name: accuracy_steps(records) for name, records in runs.items()}
+    for number, (name, (edges, heights)) in enumerate(steps.items()):
+        style, colour = _STYLES[number % len(_STYLES)], COLOURS[number % len(COLOURS)]
+        decision = any(record.mode == "decision" for record in runs[name])
+        # The last drop to zero is part of the curve, except in decision mode, which knows nothing beyond.
+        ends = edges if decision else np.append(edges, edges[-1])
+        axes.step(ends, _closed(heights, decision), where="pre", label=name, color=colour, linestyle=style, lw=1.8)
+        if decision:
+            axes.plot(edges[-1], heights[-1], marker="o", color=colour, ms=5)
+    if envelope and len(runs) > 1:
+        edges, heights = _envelope(list(steps.values()))
+        axes.step(
+            np.append(edges, edges[-1]),
+            _closed(heights, False),
+            where="pre",
+            label=ENVELOPE,
+            color="black",
+            lw=4.5,
+            alpha=0.22,
+        )
+    right = max_radius if max_radius is not None else max(edges[-1] for edges, _ in steps.values())
+    axes.set_xlim(0, right * 1.02 if right > 0 else 1.0)
+    axes.set_ylim(0, 1.02)
+    _finish(axes, f"{norm} radius r (input units)", "certified accuracy at r", title)
+    if beside:
+        figure.legend(loc="outside right upper", fontsize=9)
+    else:
+        # Outside, because accurate runs fill every corner of the axes.
+        figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
+    return figure
+
+
+def radius_histogram(records: Sequence[Certification], bins: int = 30, title: str = "") -> Figure:
+    """Return the histogram of certified radii: right answers, wrong answers, and how many have no radius.
+
+    Args:
+        records: records of one norm.
+        bins: number of bins between 0 and the largest radius.
+        title: heading, none if empty.
+
+    Raises:
+        ValueError: if there are no records, or they differ in norm.
+    """
+    from matplotlib.figure import Figure
+
+    norms = sorted({record.norm for record in records})
+    if len(norms) != 1:
+        raise ValueError(f"records must be of one norm, got {', '.join(norms) or 'none'}")
+    certified = [record for record in records if record.status == "certified"]
+    groups = [[r.radius for r in certified if r.correct], [r.radius for r in certified if not r.correct]]
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.linspace(0.0, max((r.radius for r in certified), default=0.0) or 1.0, bins + 1)
+    below = np.zeros(bins)
+    for (name, hatch), group, colour in zip((("right", ""), ("wrong", "////")), groups, COLOURS, strict=False):
+        heights = np.histogram(group, edges)[0]
+        axes.bar(
+            edges[:-1], heights, np.diff(edges), below, align="edge", label=f"{name} ({len(group)})",
+            color=colour, hatch=hatch, edgecolor="white", linewidth=0.5,
+        )  # fmt: skip
+        below = below + heights
+    without = len(records) - len(certified)
+    axes.bar(0, 0, 0, label=f"no radius ({without})", color="none")
+    axes.set_xlim(0, edges[-1])
+    _finish(axes, f"certified {norms[0]} radius (input units)", "images", title)
+    figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
+    return figure
+
+
+def image_grid(columns: Mapping[str, ArrayLike], rows: Sequence[str] = (), title: str = "") -> Figure:
+    """Return a grid of images, one column an entry: the clean images beside noisy copies of them, for instance.
+
+    Values are shown as they are between 0 and 1 and clipped outside, without rescaling.
+
+    Args:
+        columns: images by heading, each (B, C, H, W) or (B, H, W) with C = 1 or 3 and equal B.
+        rows: names of the B rows, shown at the left; none if empty.
+        title: heading, none if empty.
+
+    Raises:
+        ValueError: if there are no columns, or shapes do not fit.
+    """
+    from matplotlib.figure import Figure
+
+    pictures = {name: _pictures(name, images) for name, images in columns.items()}
+    counts = {len(images) for images in pictures.values()}
+    if len(counts) != 1 or counts == {0}:
+        raise ValueError(f"columns must hold equally many images, at least one, got {sorted(counts)}")
+    count = counts.pop()
+    figure = Figure(figsize=(1.5 * len(pictures) + 0.3, 1.5 * count + 0.5), layout="constrained")
+    cells = figure.subplots(count, len(pictures), squeeze=False)
+    for column, (name, images) in enumerate(pictures.items()):
+        for row in range(count):
+            axes = cells[row, column]
+            axes.imshow(images[row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0 and rows:
+                axes.set_ylabel(rows[row], fontsize=9)
+        cells[0, column].set_title(name, fontsize=10)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure in the format that the suffix names, with no date in it, and return the path."""
+    from matplotlib import rc_context
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Equal figures give equal files: SVG ids are hashed with a random salt and dated otherwise.
+    with rc_context({"svg.hashsalt": "lightning_rs"}):
+        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
+    return path
+
+
+def _reach(record: Certification) -> float:
+    """Return the largest radius at which a correct record still counts as certified."""
+    if record.target is not None:
+        return record.target
+    if record.grid is not None and record.ball == "closed":
+        # D steps are certified at every r below D + 1 steps.
+        return (round(record.grid * record.radius) + 1) / record.grid
+    return record.radius
+
+
+def _envelope(steps: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    edges = np.unique(np.concatenate([own for own, _ in steps]))
+    ends = edges[1:]
+    if not len(ends):
+        return np.array([0.0, 0.0]), np.zeros(1)
+    return edges, np.max([_at(own, heights, ends) for own, heights in steps], axis=0)
+
+
+def _at(edges: FloatArray, heights: FloatArray, radii: FloatArray) -> FloatArray:
+    index = np.searchsorted(edges[1:], radii, side="left")
+    return np.append(heights, 0.0)[index]
+
+
+def _closed(heights: FloatArray, open_end: bool) -> FloatArray:
+    """Return the heights at the edges for ``where="pre"``: the first is repeated, a drop to 0 is added."""
+    return np.concatenate([heights[:1], heights, [] if open_end else [0.0]])
+
+
+def _pictures(name: str, images: ArrayLike) -> FloatArray:
+    array = np.asarray(images, dtype=np.float64)
+    if array.ndim == 3:
+        array = array[:, None]
+    if array.ndim != 4 or array.shape[1] not in (1, 3):
+        raise ValueError(f"images of column {name!r} must have shape (B, 1 or 3, H, W), got {np.shape(images)}")
+    clipped = np.clip(array.transpose(0, 2, 3, 1), 0.0, 1.0)
+    return clipped[..., 0] if clipped.shape[-1] == 1 else clipped
+
+
+def _finish(axes: Axes, x: str, y: str, title: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(True, color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if title:
+        axes.set_title(title, fontsize=11)

@@ -1,0 +1,245 @@
+"""Runs: the statements of one certificate in one record file, and what can be said about all images together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_rs.certificates.base import Certificate, Setting
+from lightning_rs.checks import check_alpha
+from lightning_rs.evidence import Votes
+from lightning_rs.metrics import certified_accuracy, certified_counts
+from lightning_rs.noise.base import noise_from_dict
+from lightning_rs.records import Certification, Header, is_sidecar, read_records
+from lightning_rs.statistics.accuracy import Method, certified_accuracy_lower_bound
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """The statements of one certificate about the images of one record file.
+
+    Attributes:
+        name: how tables and legends call it.
+        header: header of the file.
+        certificate: name of the certificate.
+        records: its statements, sorted by index.
+        entry: what the header says of the certificate.
+        primary: whether the records are its own, instead of listing it beside another one.
+        alone: whether the file has no other certificate.
+    """
+
+    name: str
+    header: Header
+    certificate: str
+    records: list[Certification]
+    entry: Mapping[str, Any]
+    primary: bool = True
+    alone: bool = True
+
+    @property
+    def norm(self) -> str:
+        """Norm of the radii."""
+        return self.records[0].norm
+
+    @property
+    def sigma(self) -> float:
+        """The scale by which tables list the noise."""
+        spec = self.header.binding["noise"]
+        try:
+            return noise_from_dict(spec).sigma
+        except ValueError:
+            if "sigma" in spec:  # an imported file may name a law and its sigma only
+                return float(spec["sigma"])
+            raise
+
+    @property
+    def setting(self) -> str:
+        """What every statement of the run rests on: certificate, alpha, samples, mode."""
+        alphas = sorted({record.alpha for record in self.records})
+        ends = f"{alphas[0]:g}" if len(alphas) == 1 else f"{alphas[0]:g} to {alphas[-1]:g}"
+        level = "exact" if alphas == [0.0] else f"alpha = {ends}"
+        first = self.records[0]
+        return f"{self.certificate}, {level}, n = {first.n}, {first.mode} sampling"
+
+    @property
+    def target(self) -> float | None:
+        """The radius that decision mode was asked about, or None."""
+        return self.records[0].target
+
+    @property
+    def alpha(self) -> float:
+        """Failure probability of each statement; raises ``ValueError`` if they differ."""
+        alphas = sorted({record.alpha for record in self.records})
+        if len(alphas) > 1:
+            raise ValueError(f"{self.name}: alpha differs between images, from {alphas[0]!r} to {alphas[-1]!r}")
+        return alphas[0]
+
+    def accuracy(self, radii: Sequence[float]) -> FloatArray:
+        """Return the certified accuracy at each radius; NaN beyond the target of decision mode."""
+        return self._known(certified_accuracy(self.records, radii), radii)
+
+    def lower_bound(self, radii: Sequence[float], rho: float, method: Method) -> FloatArray:
+        """Return lower bounds on the true certified accuracy of these images (Cohen et al. 2019, Theorem 5).
+
+        With probability at least 1 - rho over the sampling, at least this share of the images is truly classified
+        right in the whole ball: at one radius fixed in advance, or with method "uniform" at all radii at once.
+        Exact statements (alpha = 0) need no bound: the share itself is returned.
+
+        Args:
+            radii: radii in input units.
+            rho: failure probability of the bound.
+            method: see :func:`lightning_rs.statistics.accuracy.certified_accuracy_lower_bound`.
+
+        Raises:
+            ValueError: if the images shared their noise, or alpha differs between them: the theorem needs independent
+                failures of one probability.
+        """
+        if self.header.binding.get("shared_noise", False):
+            raise ValueError(f"{self.name}: the images shared their noise, but Theorem 5 needs independent noise")
+        if self.alpha == 0:
+            return self.accuracy(radii)
+        hits = certified_counts(self.records, radii)
+        bound = certified_accuracy_lower_bound(hits, len(self.records), self.alpha, rho, method)
+        return self._known(np.asarray(bound, dtype=np.float64), radii)
+
+    def _known(self, values: FloatArray, radii: Sequence[float]) -> FloatArray:
+        if self.target is None:
+            return values
+        return np.where(np.asarray(radii) <= self.target, values, np.nan)
+
+
+def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Return one run for each certificate of each file, in the order given.
+
+    A file of several certificates gives runs named ``file:certificate``. Sidecars are passed over, so that
+    ``*.jsonl`` can be given.
+
+    Raises:
+        ValueError: if no file is given, one is given twice, has no records, or is corrupt.
+        FileNotFoundError: if there is no such file.
+    """
+    files = [Path(path) for path in paths if not is_sidecar(path)]
+    if not files:
+        raise ValueError("paths must name at least one record file, got none")
+    if len({file.resolve() for file in files}) < len(files):
+        raise ValueError(f"paths must not repeat a record file, got {', '.join(map(str, files))}")
+    return [run for file, name in zip(files, _names(files), strict=True) for run in _runs(file, name)]
+
+
+def recompute(run: Run, alpha: float) -> Run:
+    """Return the run at another alpha, from its raw counts, without the network.
+
+    Sound only where the samples were taken regardless of what they showed and the certificate is a function of the
+    votes. Exact statements hold at every alpha and are returned as they are.
+
+    Raises:
+        ValueError: for alpha outside (0, 1), and wherever it would not be sound: imported files, data-dependent
+            stopping, randomized bounds, certificates that read more than votes.
+    """
+    check_alpha(alpha)
+    if run.header.imported:
+        raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
+    if all(record.alpha == 0 for record in run.records):
+        return run
+    certificate = _certificate(run)
+    _refuse_unsound(run, certificate)
+    records = run.records
+    setting = Setting(
+        noise=noise_from_dict(run.header.binding["noise"]),
+        alpha=float(alpha),
+        n=records[0].n,
+        top=np.array([record.top for record in records], dtype=np.int64),
+        runner_up=np.array([record.runner_up for record in records], dtype=np.int64),
+        shape=tuple(run.header.binding["shape"]),
+    )
+    counts = np.array([record.counts for record in records], dtype=np.int64)
+    radii = certificate.certify({Votes: Votes.of(counts)}, setting)
+    changed = [
+        replace(
+            record,
+            prediction=int(radii.prediction[row]),
+            radius=float(radii.radius[row]),
+            status="certified" if radii.prediction[row] >= 0 else "abstain",
+            alpha=float(alpha),
+            bounds={name: float(values[row]) for name, values in radii.bounds.items()},
+            radii={run.certificate: float(radii.radius[row])},
+            note=radii.notes.get(row, ""),
+        )
+        for row, record in enumerate(records)
+    ]
+    return replace(run, records=changed)
+
+
+def _runs(file: Path, name: str) -> list[Run]:
+    header, records = read_records(file)
+    if not records:
+        raise ValueError(f"{file}: no image is recorded yet")
+    entries = {entry["class"]: entry for entry in header.binding["certificates"]}
+    own = records[0].certificate
+    first = Run(name, header, own, records, entries.get(own, {}))
+    if len(records[0].radii) < 2 or records[0].mode == "decision":
+        return [first]
+    runs = [replace(first, name=f"{name}:{own}", alone=False)]
+    for other in (label for label in records[0].radii if label != own):
+        run = Run(f"{name}:{other}", header, other, [], entries.get(other, {}), primary=False, alone=False)
+        certificate = _certificate(run)
+        alpha = 0.0 if certificate.exact else float(header.binding["alpha"])
+        statements = [record.under(other, certificate.norm, certificate.ball, alpha) for record in records]
+        runs.append(replace(run, records=statements))
+    return runs
+
+
+def _certificate(run: Run) -> Certificate:
+    """Rebuild the certificate from the header, and make sure that it is the one that was recorded."""
+    known = {kind.__name__: kind for kind in _subclasses(Certificate) if not inspect.isabstract(kind)}
+    name = run.entry.get("class")
+    if name not in known:
+        raise ValueError(f"{run.name}: certificate {name!r} is unknown here; known are {', '.join(sorted(known))}")
+    accepted = inspect.signature(known[name]).parameters
+    certificate = known[name](**{key: value for key, value in run.entry.items() if key in accepted})
+    recorded = (run.entry.get("norm"), dict(run.entry.get("alpha_split", {})))
+    if (certificate.norm, dict(certificate.alpha_split)) != recorded:
+        raise ValueError(
+            f"{run.name}: {certificate!r} is recorded with norm and alpha split {recorded}, "
+            f"but here it has {certificate.norm}, {dict(certificate.alpha_split)}"
+        )
+    return certificate
+
+
+def _refuse_unsound(run: Run, certificate: Certificate) -> None:
+    modes = sorted({record.mode for record in run.records} - {"fixed"})
+    if modes:
+        raise ValueError(
+            f"{run.name}: alpha cannot be changed in mode {modes[0]!r}: the bound depends on how sampling was stopped "
+            "or randomized, and a bound for fixed n would be void"
+        )
+    if not certificate.votes_only or certificate.evidence != (Votes,):
+        raise ValueError(f"{run.name}: alpha cannot be changed: {certificate.name} reads more than independent votes")
+    for record in run.records:
+        if sum(record.counts) != record.n or record.n_used != record.n or record.n != run.records[0].n:
+            raise ValueError(
+                f"{run.name}: alpha cannot be changed: the counts of image {record.index} are not those of "
+                f"{run.records[0].n} independent samples"
+            )
+
+
+def _names(files: Sequence[Path]) -> list[str]:
+    """Return the shortest ends of the paths, without suffix, that tell the files apart."""
+    parts = [file.resolve().with_suffix("").parts for file in files]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(file) for file in files]
+
+
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    return [deeper for sub in kind.__subclasses__() for deeper in (sub, *_subclasses(sub))]
