@@ -101,6 +101,10 @@ class SplittingNoise(Noise):
 
     Not additive: a noisy copy is ``splitting_noise(x, s, lam)``. Inputs must lie in [0, 1].
 
+    Certificates assume real arithmetic. The splits are float32 numbers, 2^24 of them, so that a coordinate
+    changes with probability at most |delta_i| / (2 lam) + 2^-24: for 8-bit images the sum over a ball of
+    radius r is off by at most 255 r / 2^24, 6e-5 at r = 4. The deterministic law below has no such error.
+
     Args:
         lam: half the width of a cell, in input units.
         sigma: lam / sqrt(3) instead, the standard deviation of the uniform noise with the same certificate.

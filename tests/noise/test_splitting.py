@@ -187,6 +187,21 @@ class TestDeterministicSplittingNoise:
         assert DeterministicSplittingNoise(levels / 510, shape=(1,)).levels == levels
         assert DeterministicSplittingNoise((levels + 0.999) / 510, shape=(1,)).levels == levels
 
+    def test_rounding_of_sigma_does_not_lose_a_level(self) -> None:
+        for levels in range(1, 400):
+            assert DeterministicSplittingNoise(sigma=levels / 510 / math.sqrt(3), shape=(1,)).levels == levels
+
+    def test_rounding_of_pixels_does_not_lose_a_step(self) -> None:
+        whole = torch.arange(256, dtype=torch.float32)
+        noise = DeterministicSplittingNoise(0.3, shape=(256,))
+        exact, lower = torch.empty(noise.size, 256), torch.empty(noise.size, 256)
+        pixels = torch.nextafter(whole / 255, torch.tensor(0.0))
+        assert (pixels * 255 < whole).any()
+        noise.check_input(pixels[None])
+        noise.split(whole / 255, torch.arange(noise.size), exact)
+        noise.split(pixels, torch.arange(noise.size), lower)
+        assert torch.equal(exact, lower)
+
     @pytest.mark.parametrize("lam", [0.05, 0.3, 0.5, 0.85])
     def test_outcomes_are_the_splitting_representation_of_each_split(self, lam: float) -> None:
         noise = self.noise(lam)
