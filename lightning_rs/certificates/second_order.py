@@ -1,0 +1,146 @@
+"""Second-order smoothing (Levine et al. 2020, Theorem 1): an l2 radius from p and an upper bound on its gradient."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from lightning_rs.certificates._gaussian import (
+    SMALLEST_TAIL,
+    Term,
+    bounded_tail,
+    given,
+    half_line_radius,
+    largest_radius,
+    tail_value,
+    worst_interval,
+)
+from lightning_rs.checks import FloatArray, check_nonnegative, check_positive, check_probability
+
+
+def second_order_lower_bound(
+    p_lower: ArrayLike | None = None,
+    scaled_gradient_upper: ArrayLike | None = None,
+    r: ArrayLike | None = None,
+    *,
+    q_upper: ArrayLike | None = None,
+) -> FloatArray:
+    r"""Lower bound of the smoothed probability at l2 distance r sigma.
+
+    :math:`\Phi(z_{hi} - r) - \Phi(z_{lo} - r)` with :math:`\Phi(z_{hi}) - \Phi(z_{lo}) = p` and
+    :math:`\phi(z_{hi}) - \phi(z_{lo}) = g`: the worst classifier is the slab z_lo < z < z_hi.
+    Arguments and edges as in :func:`second_order_l2_radius`; r in units of sigma. Shapes broadcast.
+    """
+    tail, slope, shift = _arguments(p_lower, q_upper, scaled_gradient_upper, r)
+    return np.clip(1 - tail_value(_missing(tail, slope), shift), 0.0, 1.0)[()]
+
+
+def second_order_upper_bound(p_upper: ArrayLike, scaled_gradient_upper: ArrayLike, r: ArrayLike) -> FloatArray:
+    """Upper bound at l2 distance r sigma of a probability that is at most ``p_upper`` with the given gradient.
+
+    The mirror image of :func:`second_order_lower_bound`: one minus the bound for the complement. r in units
+    of sigma, shapes broadcast, result in [0, 1].
+    """
+    tail, slope, shift = _arguments(None, p_upper, scaled_gradient_upper, r)
+    return np.clip(tail_value(_missing(tail, slope), shift), 0.0, 1.0)[()]
+
+
+def second_order_l2_radius(
+    p_lower: ArrayLike | None = None,
+    scaled_gradient_upper: ArrayLike | None = None,
+    sigma: ArrayLike | None = None,
+    *,
+    q_upper: ArrayLike | None = None,
+) -> FloatArray:
+    r"""Certified l2 radius of Gaussian smoothing from the top probability and its gradient norm.
+
+    R = sigma r with :math:`\Phi(z_{hi} - r) - \Phi(z_{lo} - r) = 1/2`, z_lo and z_hi as in
+    :func:`second_order_lower_bound`. Levine, Singla and Feizi 2020, Theorem 1 (the same theorem as Mohapatra
+    et al. 2020, Corollary 3.1 with the sign of its gradient term corrected). The radius *decreases* with
+    the gradient: an upper bound is needed, not a lower one as the paper's section 3.1 says.
+
+    Args:
+        p_lower: lower bound of the top class's probability.
+        scaled_gradient_upper: upper bound of sigma ||grad p||_2 (dimensionless). At or above the maximum
+            phi(Phi^-1(p)), infinity included, it says nothing and Cohen's radius results.
+        sigma: standard deviation of the noise in input units.
+        q_upper: instead of ``p_lower``: upper bound of 1 - p.
+
+    Returns:
+        Radius of the open ball in input units, rounded down, broadcast over all arguments; 0 where
+        p_lower <= 1/2. Tails below 1e-300 count as 1e-300, so the radius is finite.
+
+    Raises:
+        ValueError: for NaN, probabilities outside [0, 1], a negative gradient bound or sigma <= 0.
+    """
+    scale = check_positive("sigma", given("sigma", sigma))
+    tail, slope, scale = _arguments(p_lower, q_upper, scaled_gradient_upper, scale)
+    certifiable = tail < 0.5
+    tail = np.where(certifiable, tail, 0.25)
+    terms = _missing(tail, slope)
+    upper = -terms[0].offset
+    lower = np.minimum(half_line_radius(tail), upper)
+    return (np.where(certifiable, largest_radius(terms, 0.5, lower, upper), 0.0) * scale * (1 - 2e-16))[()]
+
+
+def second_order_two_class_l2_radius(
+    p_lower: ArrayLike | None = None,
+    scaled_gradient_upper: ArrayLike | None = None,
+    p_upper: ArrayLike | None = None,
+    scaled_gradient_upper_other: ArrayLike | None = None,
+    sigma: ArrayLike | None = None,
+    *,
+    q_upper: ArrayLike | None = None,
+) -> FloatArray:
+    """Certified l2 radius against one other class, each with its probability and gradient bound.
+
+    Root of (lower bound of the top class at r) = (upper bound of the other class at r), each by Theorem 1.
+    Sound, not tight jointly. Every other class must be tried: the certified radius is the minimum, and a
+    class with a smaller probability but a larger gradient can be the binding one.
+
+    Args:
+        p_lower: lower bound of the top class's probability; it may be below 1/2.
+        scaled_gradient_upper: upper bound of sigma ||grad p_top||_2.
+        p_upper: upper bound of the other class's probability; clipped to 1 - p_lower.
+        scaled_gradient_upper_other: upper bound of sigma ||grad p_other||_2.
+        sigma: standard deviation of the noise in input units.
+        q_upper: instead of ``p_lower``: upper bound of 1 - p.
+
+    Returns:
+        Radius of the open ball in input units, rounded down, broadcast; 0 where p_lower <= p_upper.
+
+    Raises:
+        ValueError: for NaN, probabilities outside [0, 1], negative gradient bounds or sigma <= 0.
+    """
+    scale = check_positive("sigma", given("sigma", sigma))
+    other = check_probability("p_upper", given("p_upper", p_upper))
+    slope_other = check_nonnegative(
+        "scaled_gradient_upper_other", given("scaled_gradient_upper_other", scaled_gradient_upper_other)
+    )
+    tail, slope, scale, other, slope_other = np.broadcast_arrays(
+        *_arguments(p_lower, q_upper, scaled_gradient_upper, scale), other, slope_other
+    )
+    other = np.clip(other, SMALLEST_TAIL, tail)
+    certifiable = (1 - tail > other) & (tail < 1)
+    tail, other = np.where(certifiable, tail, 0.25), np.where(certifiable, other, 0.25)
+    terms = (*_missing(tail, slope), *_missing(other, slope_other))
+    # At the mean of the two upper ends the two bounds have crossed.
+    upper = -0.5 * (terms[0].offset + terms[2].offset)
+    radius = largest_radius(terms, 1.0, np.zeros(upper.shape), np.maximum(upper, 0.0))
+    return (np.where(certifiable, radius, 0.0) * scale * (1 - 2e-16))[()]
+
+
+def _missing(tail: FloatArray, slope: FloatArray) -> tuple[Term, Term]:
+    # 1 - bound = Phi(r - z_hi) + Phi(z_lo - r), free of cancellation for tiny tails.
+    z_lo, z_hi = worst_interval(1 - tail, tail, slope)
+    return Term(1.0, 1.0, -z_hi), Term(1.0, -1.0, z_lo)
+
+
+def _arguments(
+    p_lower: ArrayLike | None, q_upper: ArrayLike | None, slope: ArrayLike | None, last: ArrayLike | None
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    slopes = check_nonnegative("scaled_gradient_upper", given("scaled_gradient_upper", slope))
+    tail, slopes, other = np.broadcast_arrays(
+        bounded_tail(p_lower, q_upper), slopes, check_nonnegative("r", given("r", last))
+    )
+    return tail, slopes, other
