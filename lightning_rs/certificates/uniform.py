@@ -175,7 +175,9 @@ def uniform_box_l1_radius(
     goal = np.log1p(-np.maximum(budget, 0.0))
     full = np.searchsorted(-kept, -goal, side="right") - 1  # coordinates moved to their wall
     rest = -width * np.expm1(goal - kept[full])
-    return round_down(np.minimum(distance[full] + rest, distance[-1]), relative=1e-12)
+    radius = round_down(np.minimum(distance[full] + rest, distance[-1]), relative=1e-12)
+    # The plain radius, rounded down less coarsely, is sound as well.
+    return np.maximum(radius, np.minimum(round_down(width * budget), distance[-1]))
 
 
 def _reach(dim: int, width: float, x: ArrayLike | None) -> FloatArray:
