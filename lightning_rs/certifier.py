@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_rs.budget import Budget, FixedSamples, Group, Outcome, Selection, Task
+from lightning_rs.budgets import Budget, FixedSamples, Group, Outcome, Selection, Task
 from lightning_rs.certificates.base import ABSTAIN, Certificate, certificate_to_dict
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.checks import check_alpha, check_at_least, check_choice
@@ -163,7 +163,7 @@ class Certifier:
             )
             raise ValueError(
                 "certificates of one pass must read samples of one scheme, because votes of antithetic pairs are not "
-                f"independent; got {listed}. Certify them apart, or set separate_passes to draw n samples for each scheme"
+                f"independent; got {listed}. Certify them apart, or set separate_passes: n samples for each scheme"
             )
         self.budget.check(self.certificates)
 
@@ -242,7 +242,7 @@ class Session:
         Raises:
             ValueError: for images that are not finite, outside the domain or off the grid, or wrong lengths.
         """
-        self.noise.check_input(images, self.domain, self.grid)
+        self._check_images(images)
         own_indices = _whole_numbers("indices", indices, len(images), range(len(images)))
         own_labels = None if labels is None else _whole_numbers("labels", labels, len(images), ())
         if self.probed is None:
@@ -267,7 +267,7 @@ class Session:
             alpha: failure probability an image.
             seed: names the random streams; None draws fresh entropy, which an adaptive attacker cannot foresee.
         """
-        self.noise.check_input(images, self.domain, self.grid)
+        self._check_images(images)
         level = float(check_alpha(alpha))
         entropy = fresh_seed() if seed is None else int(seed)
         sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples)
@@ -296,6 +296,12 @@ class Session:
         if not self.probed.invariant:
             self.sampler.tolerance = 4 * self.probed.deviation
         return self.probed
+
+    def _check_images(self, images: Tensor) -> None:
+        self.noise.check_input(images, self.domain, self.grid)
+        for certificate in self.certifier.certificates:
+            if certificate.domain is not None:
+                self.noise.check_input(images, certificate.domain)
 
     @property
     def samples_per_image(self) -> int:

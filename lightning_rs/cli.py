@@ -15,7 +15,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 
 import lightning_rs.certificates
 import lightning_rs.noise  # noqa: F401  (registers every law and theorem by its short name)
-from lightning_rs.callbacks import run_directory
+from lightning_rs.callbacks import run_directory, summary
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import CHECKPOINT_KEY, BaseClassifier
 from lightning_rs.commands import export_main, import_main, merge_main, report_main
@@ -166,11 +166,10 @@ class SmoothingCLI(LightningCLI):
         self._summarize(self.trainer.certifications)
 
     def _summarize(self, records: Sequence[Certification]) -> None:
-        from lightning_rs.report import summary
-
+        path = self.trainer.records_path
         if self.trainer.is_global_zero and records:
-            print(summary(records, self.model.noise.sigma))
-            print(f"records: {self.trainer.records_path}\nreport:  python -m lightning_rs report {self.trainer.records_path}")
+            noise = self.certifier.noise if self.certifier is not None and self.certifier.noise else self.model.noise
+            print(f"{summary(records, noise)}\nrecords: {path}\nreport:  python -m lightning_rs report {path}")
 
 
 def checkpoint_defaults(path: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from lightning_rs.callbacks.epoch_end import EpochEndCertification
 from lightning_rs.callbacks.figures import NoisyImageGrid
-from lightning_rs.callbacks.logging import log_certifications, run_directory
+from lightning_rs.callbacks.logging import log_certifications, run_directory, summary
 from lightning_rs.callbacks.progress import Progress
 from lightning_rs.callbacks.stage import CertificationStage, PredictionStage
 
@@ -14,4 +14,5 @@ __all__ = [
     "Progress",
     "log_certifications",
     "run_directory",
+    "summary",
 ]

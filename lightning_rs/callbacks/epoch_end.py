@@ -96,5 +96,3 @@ def _gather(own: list[Certification], world_size: int) -> list[Certification]:
 
 def _cuda_devices(model: pl.LightningModule) -> list[torch.device]:
     return [model.device] if model.device.type == "cuda" else []
-
-

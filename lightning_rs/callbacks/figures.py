@@ -8,7 +8,7 @@ import torch
 from lightning_rs.callbacks.logging import log_figure
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
-from lightning_rs.plots import plot_noisy_images
+from lightning_rs.plots import image_grid
 
 
 class NoisyImageGrid(pl.Callback):
@@ -32,6 +32,7 @@ class NoisyImageGrid(pl.Callback):
         subset = data.epoch_end_subset(self.images)
         clean = subset.__getitems__(list(range(len(subset)))).image
         generator = torch.Generator().manual_seed(0)
-        noisy = [pl_module.noise(clean, generator) for _ in range(self.copies)]
-        stack = torch.stack([clean, *noisy], dim=1)
-        log_figure(trainer, "noise/images", plot_noisy_images(stack.numpy(), repr(pl_module.noise)))
+        columns = {"clean": clean.numpy()}
+        for copy in range(1, self.copies + 1):
+            columns[f"copy {copy}"] = pl_module.noise(clean, generator).numpy()
+        log_figure(trainer, "noise/images", image_grid(columns, title=repr(pl_module.noise)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
-from lightning_rs.metrics import abstention_rate, average_certified_radius, certified_accuracy
+from lightning_rs.metrics import abstention_rate, average_certified_radius, certified_accuracy, undecided_rate
 from lightning_rs.noise import Noise
-from lightning_rs.plots import plot_certified_accuracy
+from lightning_rs.plots import certified_accuracy_figure, save_figure
 from lightning_rs.records import Certification
 
 if TYPE_CHECKING:
@@ -60,9 +60,29 @@ def log_certifications(trainer: pl.Trainer, certifications: Sequence[Certificati
         if isinstance(logger, WandbLogger):
             logger.log_table("certify/images", columns=list(_COLUMNS), data=[_row(record) for record in labelled])
     if all(record.mode != "decision" for record in labelled):
-        title = f"{repr(noise)}, n = {labelled[0].n:,}, alpha = {labelled[0].alpha:g}"
-        log_figure(trainer, "certify/curve", plot_certified_accuracy({title: labelled}))
+        title = f"{noise!r}, n = {labelled[0].n:,}, alpha = {labelled[0].alpha:g}"
+        log_figure(trainer, "certify/curve", certified_accuracy_figure({title: labelled}, norm=labelled[0].norm))
     return metrics
+
+
+def summary(certifications: Sequence[Certification], noise: Noise) -> str:
+    """Return the result of a run as a few lines for people."""
+    labelled = [record for record in certifications if record.label is not None]
+    if not labelled:
+        return f"{len(certifications)} images without labels"
+    first = labelled[0]
+    lines = [f"{len(labelled)} images, {first.certificate} ({first.norm}), {noise!r}, alpha = {first.alpha:g}"]
+    radii = metric_radii(noise.sigma)
+    accuracies = certified_accuracy(labelled, radii)
+    lines.append(
+        "certified accuracy  " + "  ".join(f"{a:.3f} at {r:g}" for a, r in zip(accuracies, radii, strict=True))
+    )
+    shares = [f"abstained {abstention_rate(labelled):.3f}"]
+    if first.mode == "decision":
+        shares.append(f"undecided {undecided_rate(labelled):.3f}")
+    else:
+        shares.insert(0, f"average certified radius {average_certified_radius(labelled):.4f}")
+    return "\n".join([*lines, ", ".join(shares)])
 
 
 def log_figure(trainer: pl.Trainer, key: str, figure: Figure) -> None:
@@ -76,15 +96,7 @@ def log_figure(trainer: pl.Trainer, key: str, figure: Figure) -> None:
             logger.experiment.add_figure(key, figure, global_step=trainer.global_step)
             shown = True
     if not shown:
-        path = run_directory(trainer) / (key.replace("/", "_") + ".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path)
-
-
-def log_run_config(trainer: pl.Trainer, config: Mapping[str, Any]) -> None:
-    """Send the run's whole configuration to the loggers."""
-    for logger in trainer.loggers:
-        logger.log_hyperparams(dict(config))
+        save_figure(figure, run_directory(trainer) / (key.replace("/", "_") + ".png"))
 
 
 def _row(record: Certification) -> list[Any]:

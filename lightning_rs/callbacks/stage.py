@@ -166,14 +166,15 @@ class CertificationStage(SmoothingStage):
         self._announce(len(mine), missing)
         return self.loader(missing)
 
-    def step(self, batch: Mapping[str, Tensor]) -> None:
-        """Certify a batch and write each record as soon as it is there."""
+    def step(self, batch: Mapping[str, Tensor]) -> list[int]:
+        """Certify a batch, write each record as soon as it is there, and return the indices."""
         for record in self.session.certify(batch["image"], batch["label"], batch["index"]):
             now = time.monotonic()
             self.files.append(record, now - self._mark)
             self._mark = now
             if self._progress is not None:
                 self._progress.add_record(record)
+        return batch["index"].tolist()
 
     def finish(self, trainer: pl.Trainer) -> list[Certification]:
         """Close and merge the files, log the results, and return all records of this run (on every rank)."""
@@ -196,7 +197,10 @@ class CertificationStage(SmoothingStage):
         if self._files is not None:
             self.files.close()
             done = len(self.files.done())
-            print(f"stopped; {done} images are recorded in {self.files.path}: run the same command to go on", file=sys.stderr)
+            print(
+                f"stopped; {done} images are recorded in {self.files.path}: run the same command to go on",
+                file=sys.stderr,
+            )
 
     def _header(self, session: Session, indices: list[int]) -> Header:
         described = self.data.describe()
@@ -243,12 +247,13 @@ class CertificationStage(SmoothingStage):
         assert probe is not None
         here = -(-len(missing) // self.trainer.world_size)
         theorems = ", ".join(repr(c) for c in certifier.certificates)
+        alone = "yes" if probe.invariant else f"no (logits move by {probe.deviation:.1e})"
         self._say(
             f"certify {len(missing)} of {total} images of {self.data.name} ({self.data.certify_split}) under "
             f"{session.noise!r} by {theorems}\n"
             f"  alpha = {certifier.alpha:g}, {samples:,} samples an image, on {session.prepared.describe()}\n"
             f"  labels changed by the precision: {probe.changed:.2%} of {probe.rows}; "
-            f"independent of micro-batch companions: {'yes' if probe.invariant else f'no (logits move by {probe.deviation:.1e})'}\n"
+            f"independent of micro-batch companions: {alone}\n"
             f"  about {rate:,.0f} samples/s: {duration(here * samples / rate)}; records go to {self.files.path}"
         )
         for remark in session.prepared.remarks:
@@ -292,7 +297,13 @@ class PredictionStage(SmoothingStage):
         certifier = self.certifier
         found = self.session.predict(batch["image"], certifier.n, certifier.alpha)
         n = int(found.counts[0].sum())
-        columns = zip(batch["index"].tolist(), batch["label"].tolist(), found.prediction.tolist(), found.p_value.tolist(), strict=True)
+        columns = zip(
+            batch["index"].tolist(),
+            batch["label"].tolist(),
+            found.prediction.tolist(),
+            found.p_value.tolist(),
+            strict=True,
+        )
         self._write([[i, y, c, int(c < 0), p, n, found.seed] for i, y, c, p in columns], "a")
         self._rows += len(found.prediction)
         return found.prediction.tolist()

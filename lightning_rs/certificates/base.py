@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lightning_rs.checks import check_alpha
 from lightning_rs.evidence import Evidence, Votes
-from lightning_rs.noise.base import Noise
+from lightning_rs.noise.base import Domain, Noise
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper
 
 FloatArray = NDArray[np.float64]
@@ -80,6 +81,7 @@ class Certificate(ABC):
         noises: laws for which the theorem holds.
         evidence: evidence types that it reads.
         alpha_split: share of alpha for each confidence event; the shares sum to 1.
+        domain: interval that inputs must lie in for the theorem, None for R^d.
         exact: the statement has no failure probability (alpha is 0), and needs no selected class.
         votes_only: the radius is a function of the recorded counts, so records can be recomputed.
     """
@@ -89,6 +91,7 @@ class Certificate(ABC):
     noises: ClassVar[tuple[type[Noise], ...]]
     evidence: ClassVar[tuple[type[Evidence], ...]]
     alpha_split: Mapping[str, float]
+    domain: ClassVar[Domain] = None
     exact: ClassVar[bool] = False
     votes_only: ClassVar[bool] = False
 
@@ -168,6 +171,24 @@ class TopVoteCertificate(Certificate):
         radius = np.asarray(self.radius_of_tail(q_upper, setting), dtype=np.float64)
         bounds = {"p_lower": 1.0 - q_upper, "q_upper": q_upper}
         return Radii(abstain_at_zero(radius, setting.top), radius, bounds)
+
+    @final
+    def threshold(self, radius: float, setting: Setting) -> float:
+        """Return a tail such that every tail up to it certifies ``radius``: the largest up to 1e-12, rounded down.
+
+        0 if no tail does. Bisection, because :meth:`radius_of_tail` is non-increasing.
+        """
+        enough, too_much = 0.0, 1.0
+        for _ in range(200):
+            # Geometric once a positive tail is known, so that tiny tails keep their digits.
+            middle = math.sqrt(enough * too_much) if enough else too_much * 1e-3
+            if middle in (enough, too_much) or too_much < 1e-300 or too_much - enough < 1e-12 * enough:
+                break
+            if float(self.radius_of_tail(np.array([middle]), setting)[0]) >= radius:
+                enough = middle
+            else:
+                too_much = middle
+        return enough
 
     @final
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:

@@ -114,8 +114,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         stage = getattr(self.trainer, "smoothing_stage", None)
         if stage is None:
             raise TypeError(
-                "predict runs the smoothed classifier and needs lightning_rs.Trainer (or Certifier.session(...).predict "
-                f"without Lightning), got {type(self.trainer).__module__}.{type(self.trainer).__name__}"
+                "predict runs the smoothed classifier and needs lightning_rs.Trainer (without Lightning: "
+                f"Certifier.session(...).predict), got {type(self.trainer).__module__}.{type(self.trainer).__name__}"
             )
         return stage.step(batch)
 
@@ -147,7 +147,9 @@ class BaseClassifier(pl.LightningModule, ABC):
         if theirs == self.noise:
             return
         if self._trainer is not None and self._trainer.training:
-            warnings.warn(f"training goes on with {self.noise!r}; the checkpoint was trained with {theirs!r}", stacklevel=2)
+            warnings.warn(
+                f"training goes on with {self.noise!r}; the checkpoint was trained with {theirs!r}", stacklevel=2
+            )
             return
         warnings.warn(f"the checkpoint's noise {theirs!r} replaces the configured {self.noise!r}", stacklevel=2)
         self.noise = theirs
@@ -155,7 +157,9 @@ class BaseClassifier(pl.LightningModule, ABC):
     def _check_fits(self, trained: Mapping[str, Any]) -> None:
         for name in ("network", "num_classes", "shape"):
             if trained[name] != self.hparams[name]:
-                raise ValueError(f"{name} of the checkpoint is {trained[name]!r}, but {self.hparams[name]!r} is configured")
+                raise ValueError(
+                    f"{name} of the checkpoint is {trained[name]!r}, but {self.hparams[name]!r} is configured"
+                )
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
@@ -168,4 +172,6 @@ class BaseClassifier(pl.LightningModule, ABC):
             self.log(f"{split}/accuracy_{kind}", metric, on_step=False, on_epoch=True, prog_bar=split == "val")
             if kind == "noisy":
                 loss = nn.functional.cross_entropy(logits, labels)
-                self.log(f"{split}/loss_noisy", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels))
+                self.log(
+                    f"{split}/loss_noisy", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels)
+                )

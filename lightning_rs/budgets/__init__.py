@@ -1,0 +1,16 @@
+"""How estimation samples are spent: a fixed number an image, or a sound rule that stops earlier."""
+
+from lightning_rs.budgets.base import Budget, FixedSamples, Group, Outcome, Selection, Task
+from lightning_rs.budgets.sequential import DecideRadius, RandomizedBound, StagedSamples
+
+__all__ = [
+    "Budget",
+    "DecideRadius",
+    "FixedSamples",
+    "Group",
+    "Outcome",
+    "RandomizedBound",
+    "Selection",
+    "StagedSamples",
+    "Task",
+]
