@@ -250,6 +250,13 @@ def test_normalisation_stays_where_the_next_layer_does_not_commute(layers):
     assert torch.equal(network(x), folded(x))
 
 
+def test_a_linear_layer_over_columns_is_not_one_over_channels():
+    network = nn.Sequential(Normalize([0.3, 0.5], [0.2, 0.4]), nn.Linear(2, 3)).eval()
+    folded, _ = fold_batchnorm(network)
+    x = torch.rand(4, 2, 5, 2)  # as many columns as channels
+    assert torch.equal(network(x), folded(x))
+
+
 def test_a_module_under_two_names_folds_under_both():
     class Alias(nn.Module):
         def __init__(self) -> None:
