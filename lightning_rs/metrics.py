@@ -24,8 +24,10 @@ def certified_counts(certifications: Iterable[Certification], radii: Sequence[fl
     Raises:
         ValueError: if an image has no label, or a radius is negative.
     """
-    labelled = _labelled(certifications)
-    return np.array([sum(c.certified_at(r) for c in labelled) for r in radii], dtype=np.int64)
+    if not all(r >= 0 for r in radii):
+        raise ValueError(f"radii must be >= 0, got {list(radii)}")
+    right = [c for c in _labelled(certifications) if c.correct]
+    return np.array([sum(c.certified_at(r) for c in right) for r in radii], dtype=np.int64)
 
 
 def certified_accuracy(certifications: Iterable[Certification], radii: Sequence[float]) -> FloatArray:
@@ -111,8 +113,7 @@ class CertifiedAccuracy(Metric):
 
     def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not all(r >= 0 for r in radii):
-            raise ValueError(f"radii must be >= 0, got {list(radii)}")
+        certified_counts([], radii)  # refuses bad radii now instead of at the first update
         self.radii = [float(r) for r in radii]
         self.add_state("hits", torch.zeros(len(self.radii), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")

@@ -131,8 +131,8 @@ def test_refusals() -> None:
             function([certification(5, label=None)])
     with pytest.raises(ValueError, match="image 5 has none"):
         certified_counts([certification(5, label=None)], [0.0])
-    with pytest.raises(ValueError, match="r must be >= 0"):
-        certified_counts(FIVE, [-1.0])
+    with pytest.raises(ValueError, match=r"radii must be >= 0, got \[-1.0\]"):
+        certified_counts([], [-1.0])
     with pytest.raises(ValueError, match=r"radii must be >= 0, got \[0.5, -1.0\]"):
         CertifiedAccuracy([0.5, -1.0])
 

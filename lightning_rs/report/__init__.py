@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
 from lightning_rs.plots import certified_accuracy_figure, save_figure
@@ -72,6 +73,7 @@ def report(
         FileNotFoundError: if there is no such file.
     """
     check_alpha(rho, "rho")
+    check_choice("method", method, get_args(Method))
     chosen = tuple(formats)
     for name in chosen:
         check_choice("formats", name, FORMATS)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from lightning_rs.metrics import (
     abstention_rate,
     average_certified_radius,
-    certified_counts,
     clean_accuracy,
     undecided_rate,
 )
@@ -85,8 +84,13 @@ class Group:
                 "Certificates of one file read the same samples, each at its own alpha: the statements of k of them "
                 "hold together with probability 1 - k alpha."
             )
+        imported = [run.name for run in self.runs if run.header.imported]
+        if imported:
+            notes.append(
+                f"Imported: {', '.join(imported)}. Radii are as another program printed them, possibly rounded up."
+            )
         notes.extend(note for run in self.runs for note in _notes(run))
-        return [*notes, *(f"No bound on the whole set: {reason}." for reason in self._refusals())]
+        return [*notes, *(f"No bound on the whole set: {run.refusal}." for run in self.runs if run.refusal)]
 
     def csv(self) -> str:
         """Return one row a run: run, sigma, n_images, acr, abstain, then acc@R; full precision, empty if unknown."""
@@ -114,23 +118,13 @@ class Group:
         return [*row, _nearest(clean_accuracy(records)), *map(_nearest, run.accuracy(self.radii))]
 
     def _bounds(self, run: Run) -> list[str]:
-        try:
-            bounds = run.lower_bound(self.radii, self.rho, self.method)
-        except ValueError:
+        if run.refusal is not None:
             return [run.name, *["refused"] * len(self.radii)]
+        bounds = run.lower_bound(self.radii, self.rho, self.method)
         return [run.name, *("-" if math.isnan(bound) else floor_decimals(bound, 3) for bound in bounds)]
 
-    def _refusals(self) -> list[str]:
-        reasons = []
-        for run in self.runs:
-            try:
-                run.lower_bound(self.radii, self.rho, self.method)
-            except ValueError as error:
-                reasons.append(str(error))
-        return reasons
-
     def _intervals(self, run: Run) -> list[str]:
-        low, high = accuracy_interval(certified_counts(run.records, self.radii), len(run.records), CONFIDENCE)
+        low, high = accuracy_interval(run.hits(self.radii), len(run.records), CONFIDENCE)
         known = np.isfinite(run.accuracy(self.radii))
         return [
             f"{floor_decimals(a, 3)}-{ceil_decimals(b, 3)}" if shown else "-"
@@ -161,8 +155,6 @@ def _nice_step(largest: float) -> float:
 
 def _notes(run: Run) -> list[str]:
     notes = []
-    if run.header.imported:
-        notes.append(f"{run.name} is imported: radii are as printed by another program, possibly rounded up.")
     if run.target is not None:
         notes.append(f"{run.name} only decided whether the radius reaches {run.target:g}: it has no radii.")
     grids = {record.grid for record in run.records} - {None}

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+import lightning_rs.certificates
+import lightning_rs.noise  # noqa: F401  (registers every law and theorem by its name)
 from lightning_rs.certificates.base import Certificate, Setting
 from lightning_rs.checks import check_alpha
 from lightning_rs.evidence import Votes
-from lightning_rs.metrics import certified_accuracy, certified_counts
+from lightning_rs.metrics import certified_counts
 from lightning_rs.noise.base import noise_from_dict
 from lightning_rs.records import Certification, Header, is_sidecar, read_records
 from lightning_rs.statistics.accuracy import Method, certified_accuracy_lower_bound
 
 FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Run:
     entry: Mapping[str, Any]
     primary: bool = True
     alone: bool = True
+    _hits: dict[tuple[float, ...], IntArray] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
     def norm(self) -> str:
@@ -75,16 +79,25 @@ class Run:
         return self.records[0].target
 
     @property
-    def alpha(self) -> float:
-        """Failure probability of each statement; raises ``ValueError`` if they differ."""
+    def refusal(self) -> str | None:
+        """Why Theorem 5 does not apply, or None: it needs independent failures of one probability."""
         alphas = sorted({record.alpha for record in self.records})
+        if self.header.binding.get("shared_noise", False):
+            return f"{self.name}: the images shared their noise, but Theorem 5 needs independent noise"
         if len(alphas) > 1:
-            raise ValueError(f"{self.name}: alpha differs between images, from {alphas[0]!r} to {alphas[-1]!r}")
-        return alphas[0]
+            return f"{self.name}: alpha differs between images, from {alphas[0]!r} to {alphas[-1]!r}"
+        return None
+
+    def hits(self, radii: Sequence[float]) -> IntArray:
+        """Return how many images are right and certified at each radius."""
+        key = tuple(radii)
+        if key not in self._hits:
+            self._hits[key] = certified_counts(self.records, radii)
+        return self._hits[key]
 
     def accuracy(self, radii: Sequence[float]) -> FloatArray:
         """Return the certified accuracy at each radius; NaN beyond the target of decision mode."""
-        return self._known(certified_accuracy(self.records, radii), radii)
+        return self._known(self.hits(radii) / len(self.records), radii)
 
     def lower_bound(self, radii: Sequence[float], rho: float, method: Method) -> FloatArray:
         """Return lower bounds on the true certified accuracy of these images (Cohen et al. 2019, Theorem 5).
@@ -99,15 +112,14 @@ class Run:
             method: see :func:`lightning_rs.statistics.accuracy.certified_accuracy_lower_bound`.
 
         Raises:
-            ValueError: if the images shared their noise, or alpha differs between them: the theorem needs independent
-                failures of one probability.
+            ValueError: if the images shared their noise, or alpha differs between them.
         """
-        if self.header.binding.get("shared_noise", False):
-            raise ValueError(f"{self.name}: the images shared their noise, but Theorem 5 needs independent noise")
-        if self.alpha == 0:
+        if self.refusal is not None:
+            raise ValueError(self.refusal)
+        alpha = self.records[0].alpha
+        if alpha == 0:
             return self.accuracy(radii)
-        hits = certified_counts(self.records, radii)
-        bound = certified_accuracy_lower_bound(hits, len(self.records), self.alpha, rho, method)
+        bound = certified_accuracy_lower_bound(self.hits(radii), len(self.records), alpha, rho, method)
         return self._known(np.asarray(bound, dtype=np.float64), radii)
 
     def _known(self, values: FloatArray, radii: Sequence[float]) -> FloatArray:
@@ -198,20 +210,13 @@ def _runs(file: Path, name: str) -> list[Run]:
 
 
 def _certificate(run: Run) -> Certificate:
-    """Rebuild the certificate from the header, and make sure that it is the one that was recorded."""
+    """Rebuild the certificate from what the header says of it."""
     known = {kind.__name__: kind for kind in _subclasses(Certificate) if not inspect.isabstract(kind)}
     name = run.entry.get("class")
     if name not in known:
         raise ValueError(f"{run.name}: certificate {name!r} is unknown here; known are {', '.join(sorted(known))}")
     accepted = inspect.signature(known[name]).parameters
-    certificate = known[name](**{key: value for key, value in run.entry.items() if key in accepted})
-    recorded = (run.entry.get("norm"), dict(run.entry.get("alpha_split", {})))
-    if (certificate.norm, dict(certificate.alpha_split)) != recorded:
-        raise ValueError(
-            f"{run.name}: {certificate!r} is recorded with norm and alpha split {recorded}, "
-            f"but here it has {certificate.norm}, {dict(certificate.alpha_split)}"
-        )
-    return certificate
+    return known[name](**{key: value for key, value in run.entry.items() if key in accepted})
 
 
 def _refuse_unsound(run: Run, certificate: Certificate) -> None:
@@ -220,6 +225,13 @@ def _refuse_unsound(run: Run, certificate: Certificate) -> None:
         raise ValueError(
             f"{run.name}: alpha cannot be changed in mode {modes[0]!r}: the bound depends on how sampling was stopped "
             "or randomized, and a bound for fixed n would be void"
+        )
+    here = {"norm": certificate.norm, "alpha_split": dict(certificate.alpha_split)}
+    recorded = {name: run.entry.get(name) for name in here}
+    if here != recorded:
+        raise ValueError(
+            f"{run.name}: alpha cannot be changed: {certificate.name} was recorded with {recorded}, "
+            f"but here it has {here}"
         )
     if not certificate.votes_only or certificate.evidence != (Votes,):
         raise ValueError(f"{run.name}: alpha cannot be changed: {certificate.name} reads more than independent votes")

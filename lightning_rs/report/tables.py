@@ -43,8 +43,8 @@ class Table:
         layout = "".join("l" if i == 0 else "r" for i in range(len(self.columns)))
         lines = [" & ".join(map(_latex, line)) + r" \\" for line in (self.columns, *self.rows)]
         return "\n".join([
-            r"\begin{table}\small", rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{layout}}}", r"\toprule",
-            lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}",
+            r"\begin{table}\small", rf"\caption{{{_latex(self.title)}}}", rf"\begin{{tabular}}{{{layout}}}",
+            r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}",
         ])  # fmt: skip
 
 

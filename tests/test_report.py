@@ -1,0 +1,503 @@
+"""Reports: tables, files, Theorem 5 from records, recomputation, and other people's published logs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import special, stats
+
+from lightning_rs.certificates.gaussian_l2 import GaussianL2
+from lightning_rs.commands import export_main, import_main, merge_main, report_main
+from lightning_rs.metrics import average_certified_radius, certified_accuracy
+from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile, body_lines, read_records
+from lightning_rs.report import FORMATS, load_runs, recompute, report
+from lightning_rs.report.tables import Table
+from tests.oracles import oracle_cases
+from tests.test_metrics import DECISION, random_records
+from tests.test_records import ABSTAINED, certification, header
+
+SIGMA, N = 0.25, 1000
+CERTIFICATES: list[dict[str, Any]] = [{"class": "GaussianL2", "norm": "l2", "alpha_split": {"p_lower": 1.0}}]
+BESIDE: list[dict[str, Any]] = [
+    {"class": "GaussianLinf", "norm": "linf", "alpha_split": {"p_lower": 1.0}},
+    {"class": "GaussianTwoClassL2", "method": "grouped", "norm": "l2",
+     "alpha_split": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3}},
+]  # fmt: skip
+
+
+def cohen_radius(count: int, n: int, alpha: float, sigma: float = SIGMA) -> float:
+    """Written again from math.md A1 and A2, with scipy."""
+    tail = special.betainccinv(n - count + 1, count, alpha) if count < n else -math.expm1(math.log(alpha) / n)
+    if count == 0 or tail >= 0.5:
+        return 0.0
+    return float(-sigma * special.ndtri(tail))
+
+
+def from_votes(index: int, label: int, counts: Sequence[int], alpha: float, **changes: Any) -> Certification:
+    radius = cohen_radius(counts[1], sum(counts), alpha)
+    stated = {} if radius > 0 else ABSTAINED
+    fields: dict[str, Any] = {
+        "label": label, "prediction": 1, "radius": radius, "counts": tuple(counts), "counts0": (1, 9, 0), "top": 1,
+        "runner_up": 0, "alpha": alpha, "radii": {"GaussianL2": radius}, "n": sum(counts), "n_used": sum(counts),
+    }  # fmt: skip
+    return certification(index, **(fields | stated | {"label": label} | changes))
+
+
+def voted_records(alpha: float = 0.001, images: int = 40) -> list[Certification]:
+    rng = np.random.default_rng(7)
+    votes = [rng.multinomial(N, [0.2 * (1 - p), p, 0.8 * (1 - p)]) for p in rng.beta(3, 1, images)]
+    return [from_votes(i, int(rng.integers(0, 2)), v.tolist(), alpha) for i, v in enumerate(votes)]
+
+
+def save(path: Path, records: Sequence[Certification], **changes: Any) -> Path:
+    described: dict[str, Any] = {"certificates": CERTIFICATES, "n": N, "shape": [1, 8, 8], "noise": noise(SIGMA)}
+    head = header(**(described | changes))
+    binding = {**head.binding, "subset": {"indices": [r.index for r in records]}, **changes}
+    with RecordFile(path, Header(binding, head.informative)) as file:
+        file.append(records)
+    return path
+
+
+def noise(sigma: float) -> dict[str, Any]:
+    return {"class": "GaussianNoise", "sigma": sigma}
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the numbers ------------------------------------------------------------------------------------------------------
+
+
+def test_report_csv_has_one_row_a_run_at_full_precision(tmp_path: Path) -> None:
+    runs = {name: random_records(np.random.default_rng(seed), 70) for seed, name in enumerate(("a", "b"))}
+    paths = [save(tmp_path / f"{name}.jsonl", runs[name]) for name in runs]
+    made = report(paths, tmp_path / "out", radii=[0, 0.1, 0.25, 1.5])
+    rows = read_csv(tmp_path / "out" / "report.csv")
+    assert list(rows[0]) == ["run", "sigma", "n_images", "acr", "abstain", "acc@0", "acc@0.1", "acc@0.25", "acc@1.5"]
+    for row, (name, records) in zip(rows, runs.items(), strict=True):
+        assert (row["run"], float(row["sigma"]), row["n_images"]) == (name, SIGMA, "70")
+        assert float(row["acr"]) == average_certified_radius(records), "no digit is lost"
+        expected = certified_accuracy(records, [0, 0.1, 0.25, 1.5])
+        assert [float(row[f"acc@{r}"]) for r in ("0", "0.1", "0.25", "1.5")] == expected.tolist()
+    assert [file.name for file in made.files] == [f"report.{name}" for name in FORMATS]
+    assert all(file.stat().st_size > 200 for file in made.files)
+
+
+def test_the_table_for_people(tmp_path: Path) -> None:
+    records = [certification(i, radius=r) for i, r in enumerate((0.9, 0.6, 0.3))]
+    records += [certification(3, radius=0.9, label=1), certification(4, **ABSTAINED)]
+    text = str(report([save(tmp_path / "run.jsonl", records)], radii=[0, 0.5]))
+    lines = text.splitlines()
+    assert lines[2].split() == ["run", "sigma", "images", "ACR", "abstain", "clean", "0", "0.5"]
+    assert lines[4].split() == ["run", "0.25", "5", "0.3600", "0.200", "0.800", "0.600", "0.400"]
+    assert "- run: GaussianL2, alpha = 0.001, n = 1000, fixed sampling." in lines
+    assert "envelope" not in text, "one run has no envelope"
+
+
+def test_bounds_are_rounded_down_and_intervals_outward(tmp_path: Path) -> None:
+    records = [certification(i, radius=0.5, label=7 if i < 331 else 3) for i in range(500)]
+    path = save(tmp_path / "run.jsonl", records)
+    lines = str(report([path], radii=[0.25], method="exact")).splitlines()
+    [run] = load_runs([path])
+    exact = float(run.lower_bound([0.25], 0.001, "exact")[0])
+    shown = lines[lines.index(next(line for line in lines if "true certified accuracy" in line)) + 4].split()[1]
+    assert float(shown) <= exact < float(shown) + 0.001
+    low, high = stats.binomtest(331, 500).proportion_ci(0.95, "exact")
+    shown_low, shown_high = lines[-lines[::-1].index("") - 2].split()[1].split("-")
+    assert low - 0.001 < float(shown_low) <= low
+    assert high <= float(shown_high) < high + 0.001
+
+
+def test_several_runs_have_an_envelope_that_is_called_descriptive(tmp_path: Path) -> None:
+    strong = [certification(i, radius=2.0, label=7 if i < 3 else 1) for i in range(10)]
+    weak = [certification(i, radius=0.3, label=7 if i < 8 else 1) for i in range(10)]
+    made = report([save(tmp_path / "strong.jsonl", strong), save(tmp_path / "weak.jsonl", weak)], radii=[0, 0.5, 2.5])
+    text = str(made)
+    row = next(line for line in text.splitlines() if line.startswith("envelope"))
+    assert row.split() == ["envelope", "(descriptive)", "0.800", "0.300", "0.000"]
+    assert "it is not a guarantee" in text
+    assert "different images" not in text
+    other = save(tmp_path / "other.jsonl", [certification(99)])
+    assert "The runs cover different images" in str(report([tmp_path / "weak.jsonl", other]))
+
+
+def test_norms_are_not_mixed(tmp_path: Path) -> None:
+    one = save(tmp_path / "one.jsonl", [certification(0)])
+    two = save(tmp_path / "two.jsonl", [certification(0, norm="l1", radius=3.0)])
+    made = report([one, two], tmp_path / "out")
+    assert [(group.norm, [run.name for run in group.runs]) for group in made.groups] == [
+        ("l2", ["one"]),
+        ("l1", ["two"]),
+    ]
+    assert [row["run"] for row in read_csv(tmp_path / "out" / "report.csv")] == ["one"]
+    assert [row["run"] for row in read_csv(tmp_path / "out" / "report_l1.csv")] == ["two"]
+    assert (tmp_path / "out" / "report_l1.png").is_file()
+
+
+def test_decision_mode_has_no_average_and_nothing_beyond_its_target(tmp_path: Path) -> None:
+    records = [certification(i, status="decided", **DECISION) for i in range(6)]
+    records += [certification(i, status="undecided", prediction=ABSTAIN, **DECISION) for i in range(6, 8)]
+    records += [certification(i, status="abstain", prediction=ABSTAIN, **DECISION) for i in range(8, 10)]
+    path = save(tmp_path / "run.jsonl", records)
+    made = report([path], tmp_path / "out", radii=[0, 0.5, 0.75])
+    [row] = read_csv(tmp_path / "out" / "report.csv")
+    assert (row["acr"], row["abstain"], row["acc@0.5"], row["acc@0.75"]) == ("", "0.2", "0.6", "")
+    table = str(made).splitlines()
+    assert "undecided" in table[2]
+    assert table[4].split() == ["run", "0.25", "10", "-", "0.200", "0.200", "1.000", "0.600", "0.600", "-"]
+    assert "only decided whether the radius reaches 0.5" in str(made)
+    assert 0.5 in report([path]).groups[0].radii
+
+
+def test_a_closed_grid_run_counts_steps(tmp_path: Path) -> None:
+    exact: dict[str, Any] = {"norm": "l1", "ball": "closed", "grid": 255, "alpha": 0.0, "radii": {}}
+    records = [certification(i, radius=d / 255, **exact) for i, d in enumerate((126, 127, 128, 0))]
+    made = report([save(tmp_path / "run.jsonl", records)], tmp_path / "out", radii=[0.5])
+    assert read_csv(tmp_path / "out" / "report.csv")[0]["acc@0.5"] == "0.5"
+    assert "multiples of 1/255" in str(made)
+    assert "GaussianL2, exact, n = 1000" in str(made)
+    [run] = load_runs([tmp_path / "run.jsonl"])
+    assert run.lower_bound([0.5], 0.001, "uniform").tolist() == [0.5], "exact statements need no bound"
+
+
+def test_default_radii_are_round(tmp_path: Path) -> None:
+    def radii(largest: float) -> list[float]:
+        path = tmp_path / f"{largest}.jsonl"
+        return list(report([save(path, [certification(0, radius=largest)])]).groups[0].radii)
+
+    assert radii(0.9) == [0, 0.25, 0.5, 0.75]
+    assert radii(3.81)[-1] == 3.75
+    assert radii(0.457) == [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
+    assert radii(0.015)[1] == 0.001
+    assert radii(12.0)[:3] == [0, 1, 2]
+    assert radii(0.5)[-1] == 0.5, "the largest radius itself is included"
+    wrong = save(tmp_path / "wrong.jsonl", [certification(0, label=1)])
+    assert list(report([wrong]).groups[0].radii) == [0.0]
+
+
+def test_an_unfinished_file_is_reported_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    with RecordFile(path, header()) as file:
+        file.append([certification(0), certification(20)])
+    assert "run is unfinished: 2 of 3 images." in str(report([path]))
+
+
+# --- Theorem 5 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", oracle_cases("theorem5"), ids=lambda case: str(sorted(case["inputs"].items())))
+def test_theorem_5_from_records_agrees_with_the_oracles(tmp_path: Path, case: dict[str, Any]) -> None:
+    given = case["inputs"]
+    total, alpha = given["m"], given["alpha"]
+    hits = given["Y"]
+    records = [certification(i, radius=0.5, alpha=alpha, label=7 if i < hits else 1) for i in range(total)]
+    [run] = load_runs([save(tmp_path / "run.jsonl", records, alpha=alpha)])
+    assert case["expected"].keys() >= {"bernstein", "exact_binomial", "uniform_in_r"}
+    for method, name in (("bernstein", "bernstein"), ("exact", "exact_binomial"), ("uniform", "uniform_in_r")):
+        bound = run.lower_bound([0.25, 0.75], given["rho"], method)  # type: ignore[arg-type]
+        assert bound[0] == pytest.approx(case["expected"][name], rel=case["rtol"], abs=1e-13)
+        assert bound[1] == 0.0, "no radius is that large"
+
+
+def test_the_forms_of_theorem_5_are_ordered(tmp_path: Path) -> None:
+    records = [certification(i, radius=0.5, label=7 if i < 245 else 1) for i in range(500)]
+    [run] = load_runs([save(tmp_path / "run.jsonl", records)])
+    bernstein, exact, uniform = (
+        float(run.lower_bound([0.25], 0.001, method)[0]) for method in ("bernstein", "exact", "uniform")
+    )
+    assert bernstein == pytest.approx(0.4796, abs=5e-5)  # math.md A5
+    assert exact == pytest.approx(0.4840, abs=5e-5)
+    assert uniform <= exact < 245 / 500
+
+
+def test_theorem_5_is_refused_without_independent_noise_or_with_several_alphas(tmp_path: Path) -> None:
+    shared = save(tmp_path / "shared.jsonl", [certification(0)], shared_noise=True)
+    mixed = save(tmp_path / "mixed.jsonl", [certification(0), certification(1, alpha=0.01)])
+    for path, message in ((shared, "shared: the images shared their noise"), (mixed, "mixed: alpha differs between")):
+        [run] = load_runs([path])
+        with pytest.raises(ValueError, match=message):
+            run.lower_bound([0.0], 0.001, "exact")
+        text = str(report([path]))
+        assert "refused" in text
+        assert f"No bound on the whole set: {message}" in text
+
+
+def test_theorem_5_holds_on_simulated_records(tmp_path: Path) -> None:
+    """Certificates that lie with probability alpha: the bound may exceed the truth in a share rho of the runs."""
+    alpha, rho, images, truth, repetitions = 0.2, 0.1, 60, 40, 300
+    rng = np.random.default_rng(11)
+    [run] = load_runs([save(tmp_path / "run.jsonl", [certification(i, alpha=alpha) for i in range(images)])])
+    failures = {"bernstein": 0, "exact": 0, "uniform": 0}
+    naive = 0
+    for _ in range(repetitions):
+        # The truth certifies the first 40 images; the others are certified by mistake with probability alpha.
+        lies = rng.random(images) < alpha
+        records = [
+            certification(i, alpha=alpha, radius=0.5, label=7 if i < truth or lies[i] else 1) for i in range(images)
+        ]
+        trial = dataclasses.replace(run, records=records)
+        for method in failures:
+            failures[method] += trial.lower_bound([0.25], rho, method)[0] > truth / images  # type: ignore[arg-type]
+        naive += trial.accuracy([0.25])[0] > truth / images
+    for method, count in failures.items():
+        assert stats.binomtest(count, repetitions, rho, alternative="greater").pvalue > 1e-4, method
+    assert stats.binomtest(naive, repetitions, rho, alternative="greater").pvalue < 1e-4, "the plain share is no bound"
+
+
+# --- recomputation ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.001, 1e-5])
+def test_recomputation_equals_certifying_at_that_alpha(tmp_path: Path, alpha: float) -> None:
+    path = save(tmp_path / "run.jsonl", voted_records(0.001))
+    [run] = load_runs([path])
+    again = recompute(run, alpha)
+    for record, expected in zip(again.records, voted_records(alpha), strict=True):
+        assert (record.prediction, record.status, record.alpha) == (expected.prediction, expected.status, alpha)
+        assert record.radius == pytest.approx(expected.radius, rel=1e-9)
+    shown = str(report([path], alpha=alpha))
+    assert f"alpha = {alpha:g}" in shown
+    before = body_lines(path)
+    assert before == [record.to_json() for record in voted_records(0.001)], "the file is not touched"
+
+
+def test_recomputation_at_the_same_alpha_changes_nothing(tmp_path: Path) -> None:
+    fresh = GaussianL2()
+    [run] = load_runs([save(tmp_path / "run.jsonl", voted_records(0.001))])
+    once = recompute(run, 0.001)
+    assert recompute(once, 0.001).records == once.records
+    assert {r.certificate for r in once.records} == {fresh.name}
+    assert [r.bounds["q_upper"] > 0 for r in once.records] == [True] * len(once.records)
+
+
+@pytest.mark.parametrize(
+    ("changes", "file", "message"),
+    [
+        ({"mode": "staged"}, {}, "alpha cannot be changed in mode 'staged'"),
+        ({"mode": "randomized"}, {}, "alpha cannot be changed in mode 'randomized'"),
+        ({}, {"imported": True}, "was imported and has no raw counts"),
+        ({"n_used": 500}, {}, "the counts of image 0 are not those of 1000 independent samples"),
+        ({"counts": (0, 900, 0)}, {}, "the counts of image 0 are not those of 1000"),
+        ({}, {"certificates": [{"class": "Unheard"}]}, "certificate None is unknown here"),
+        ({"certificate": "Unheard"}, {}, "certificate None is unknown here"),
+        (
+            {},
+            {"certificates": [CERTIFICATES[0] | {"alpha_split": {"p_lower": 0.5}}]},
+            r"recorded with \{'norm': 'l2', 'alpha_split': \{'p_lower': 0\.5\}\}, but here it has \{'norm': 'l2'",
+        ),
+    ],
+)
+def test_recomputation_is_refused_where_it_is_not_sound(
+    tmp_path: Path, changes: dict[str, Any], file: dict[str, Any], message: str
+) -> None:
+    records = [dataclasses.replace(from_votes(0, 1, (20, 960, 20), 0.001), **changes)]
+    path = save(tmp_path / "run.jsonl", records, **file)
+    with pytest.raises(ValueError, match=message):
+        report([path], alpha=0.01)
+    report([path])  # without another alpha it is reported as it is
+
+
+def test_recomputation_of_decisions_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "run.jsonl", [certification(0, status="decided", **DECISION)])
+    with pytest.raises(ValueError, match="mode 'decision'"):
+        report([path], alpha=0.01)
+
+
+def test_exact_statements_hold_at_every_alpha(tmp_path: Path) -> None:
+    exact = save(tmp_path / "exact.jsonl", [certification(0, ball="closed", grid=16, alpha=0.0, radius=0.25)])
+    [run] = load_runs([exact])
+    assert recompute(run, 0.05) is run
+    with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\), got 2"):
+        report([exact], alpha=2)
+
+
+# --- several certificates ---------------------------------------------------------------------------------------------
+
+
+def several(path: Path) -> Path:
+    records = [
+        dataclasses.replace(
+            r, radii={"GaussianL2": r.radius, "GaussianLinf": r.radius / 8, "GaussianTwoClassL2": r.radius * 0.99}
+        )
+        for r in voted_records()
+    ]
+    return save(path, records, certificates=[*CERTIFICATES, *BESIDE])
+
+
+def test_every_certificate_of_a_file_is_a_run(tmp_path: Path) -> None:
+    made = report([several(tmp_path / "run.jsonl")])
+    assert [(g.norm, [run.name for run in g.runs]) for g in made.groups] == [
+        ("l2", ["run:GaussianL2", "run:GaussianTwoClassL2"]),
+        ("linf", ["run:GaussianLinf"]),
+    ]
+    first, other = made.groups[0].runs[0], made.groups[1].runs[0]
+    assert average_certified_radius(other.records) == pytest.approx(average_certified_radius(first.records) / 8)
+    assert {record.certificate for record in other.records} == {"GaussianLinf"}
+    assert "each at its own alpha" in str(made)
+
+
+def test_every_certificate_of_votes_is_recomputed(tmp_path: Path) -> None:
+    made = report([several(tmp_path / "run.jsonl")], alpha=0.01)
+    l2, two_class = made.groups[0].runs
+    linf = made.groups[1].runs[0]
+    for plain, small in zip(l2.records, linf.records, strict=True):
+        assert small.radius == pytest.approx(plain.radius / 8, rel=1e-12), "d = 64"
+        assert plain.alpha == small.alpha == 0.01
+    assert two_class.records != l2.records
+    assert not made.remarks
+
+
+def test_a_second_certificate_that_cannot_be_recomputed_is_left_out_with_a_remark(tmp_path: Path) -> None:
+    records = read_records(several(tmp_path / "run.jsonl"))[1]
+    other_split = BESIDE[0] | {"alpha_split": {"p_lower": 0.5, "gradient": 0.5}}
+    path = save(tmp_path / "old.jsonl", records, certificates=[*CERTIFICATES, other_split, BESIDE[1]])
+    assert [group.norm for group in report([path]).groups] == ["l2", "linf"]
+    made = report([path], alpha=0.01)
+    assert [group.norm for group in made.groups] == ["l2"]
+    assert len(made.remarks) == 1
+    assert made.remarks[0] in str(made)
+    assert made.remarks[0].startswith("Left out: old:GaussianLinf: alpha cannot be changed: GaussianLinf was recorded")
+
+
+def test_certificates_that_read_more_than_votes_are_not_recomputed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path / "run.jsonl", voted_records())
+    monkeypatch.setattr(GaussianL2, "votes_only", False)
+    with pytest.raises(ValueError, match="GaussianL2 reads more than independent votes"):
+        report([path], alpha=0.01)
+
+
+# --- files and commands -----------------------------------------------------------------------------------------------
+
+
+def test_names_are_the_shortest_that_tell_files_apart(tmp_path: Path) -> None:
+    paths = []
+    for folder in ("sigma25", "sigma50"):
+        (tmp_path / folder).mkdir()
+        paths.append(save(tmp_path / folder / "run.jsonl", [certification(0)]))
+    assert [run.name for run in load_runs(paths)] == ["sigma25/run", "sigma50/run"]
+    assert [run.name for run in load_runs(paths[:1])] == ["run"]
+    with pytest.raises(ValueError, match="must not repeat"):
+        load_runs([paths[0], paths[0]])
+
+
+def test_a_wildcard_may_match_sidecars(tmp_path: Path) -> None:
+    save(tmp_path / "a.jsonl", [certification(0)])
+    assert len(list(tmp_path.glob("*.jsonl"))) == 2
+    assert [run.name for run in load_runs(sorted(tmp_path.glob("*.jsonl")))] == ["a"]
+
+
+def test_bad_input_is_one_error(tmp_path: Path) -> None:
+    path = save(tmp_path / "run.jsonl", [certification(0)])
+    empty = tmp_path / "empty.jsonl"
+    RecordFile(empty, header()).close()
+    calls: list[tuple[Callable[[], Any], str]] = [
+        (lambda: report([]), "at least one record file"),
+        (lambda: report([empty]), "no image is recorded yet"),
+        (lambda: report([path], radii=[-1.0]), "radii must be >= 0"),
+        (lambda: report([path], rho=0.0), r"rho must lie in \(0, 1\)"),
+        (lambda: report([path], formats=["pdf"]), "formats must be one of 'csv'"),
+        (lambda: report([path], method="guess"), "method must be one of"),  # type: ignore[arg-type]
+    ]
+    for call, message in calls:
+        with pytest.raises(ValueError, match=message):
+            call()
+    with pytest.raises(FileNotFoundError):
+        report([tmp_path / "none.jsonl"])
+
+
+def test_the_files_are_well_formed(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"run_{i}%.jsonl", voted_records()) for i in range(2)]
+    report(paths, tmp_path / "out", radii=[0, 0.5])
+    tex = (tmp_path / "out" / "report.tex").read_text()
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
+    body = [line for line in tex.splitlines() if line.endswith(r"\\")]
+    assert r"run\_0\%" in tex
+    assert {line.count("&") for line in body[:4]} == {7}
+    assert all("_" not in line.replace(r"\_", "") for line in body)
+    assert r"probability $\geq$ 0.999" in tex
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "](report.svg)" in markdown
+    for block in markdown.split("\n\n"):
+        widths = {line.count("|") for line in block.splitlines() if line.startswith("|")}
+        assert len(widths) <= 1
+    assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(tmp_path / "out" / "report.svg").getroot().tag.endswith("svg")
+
+
+def test_markdown_cells_do_not_break_the_table() -> None:
+    assert Table("t", ["a|b"], [["c"]]).markdown() == "**t**\n\n| a\\|b |\n| :-- |\n| c |"
+
+
+def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = save(tmp_path / "run.jsonl", voted_records())
+    out = tmp_path / "out"
+    assert report_main([str(path), "--out", str(out), "--radii", "0", "0.25", "--formats", "csv", "md"]) == 0
+    printed = capsys.readouterr().out
+    assert "l2: certified accuracy at radius r =" in printed
+    assert f"wrote {out / 'report.csv'}" in printed
+    assert sorted(file.name for file in out.iterdir()) == ["report.csv", "report.md"]
+    assert report_main([str(path), "--alpha", "0.05"]) == 0
+    assert "alpha = 0.05" in capsys.readouterr().out
+    assert report_main([str(tmp_path / "none.jsonl")]) == 1
+    assert capsys.readouterr().err == f"lightning_rs report: error: no record file at {tmp_path / 'none.jsonl'}\n"
+
+
+def test_merge_import_and_export_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    parts = []
+    for i, indices in enumerate(([0, 40], [20])):
+        parts.append(str(tmp_path / f"{i}.jsonl"))
+        with RecordFile(parts[-1], header()) as file:
+            file.append([certification(index) for index in indices])
+    merged, table, back = (str(tmp_path / name) for name in ("all.jsonl", "all.tsv", "back.jsonl"))
+    assert merge_main([*parts, "--out", merged]) == 0
+    assert merge_main([parts[0], "--out", str(tmp_path / "part.jsonl")]) == 1
+    assert "1 images are missing: 20" in capsys.readouterr().err
+    assert export_main([merged, "--out", table]) == 0
+    assert import_main([table, "--out", back, "--sigma", "0.25", "--n", "1000", "--alpha", "0.001"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{table}: 3 images", f"{back}: 3 images"]
+    head, records = read_records(back)
+    assert head.imported
+    assert [record.index for record in records] == [0, 20, 40]
+    assert export_main([merged, "--out", table]) == 1, "an existing table is kept"
+    with pytest.raises(SystemExit, match="2"):
+        import_main([table, "--out", back])  # sigma, n and alpha are part of the statement: no defaults
+    assert "--sigma" in capsys.readouterr().err
+
+
+# --- published logs ---------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "0.12": (0.2758, [0.832, 0.598]),
+    "0.25": (0.4240, [0.767, 0.612, 0.423, 0.251]),
+    "0.50": (0.5251, [0.657, 0.549, 0.428, 0.325, 0.220, 0.141, 0.083]),
+    "1.00": (0.5105, [0.472, 0.409, 0.338, 0.277, 0.221, 0.172, 0.133]),
+}
+
+
+def test_published_logs_give_the_published_numbers(shared: Path, tmp_path: Path) -> None:
+    paths = []
+    for sigma in PUBLISHED:
+        paths.append(tmp_path / f"sigma_{sigma}.jsonl")
+        table = shared / "data" / "cohen-cifar10" / f"sigma_{sigma}.tsv"
+        given = ["--sigma", sigma, "--n", "100000", "--alpha", "0.001", "--data", "cifar10"]
+        assert import_main([str(table), "--out", str(paths[-1]), *given]) == 0
+    assert report_main([*map(str, paths), "--out", str(tmp_path / "out"), "--formats", "csv"]) == 0
+    for row, (sigma, (radius, accuracies)) in zip(
+        read_csv(tmp_path / "out" / "report.csv"), PUBLISHED.items(), strict=True
+    ):
+        assert (row["run"], float(row["sigma"]), row["n_images"]) == (f"sigma_{sigma}", float(sigma), "10000")
+        assert float(row["acr"]) == pytest.approx(radius, abs=5.1e-5)
+        for i, accuracy in enumerate(accuracies):
+            assert float(row[f"acc@{i / 4:g}"]) == pytest.approx(accuracy, abs=6e-4)
