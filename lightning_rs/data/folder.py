@@ -26,7 +26,8 @@ class ImageFolder(ImageDataModule):
     ``val`` folder the validation split is held out of ``train``; without a ``test`` folder, ``val`` is the test data
     (as for ImageNet); without split folders, ``test_fraction`` of the images, stratified, are the test data. Classes
     are the sorted names of the training folders. The own index of an image is its position in the sorted names of
-    its split; ``names(split)`` are these names.
+    its split; ``names(split)`` are these names. Names are
+    sorted by class: choose a part of the images with ``skip``, since ``max`` alone takes the first classes.
 
     With ``cache_dir`` each file is decoded once, into one memory-mapped 8-bit array that is checked by its hash at
     each start: right for many small images. Training images are then padded by an eighth, cropped at random and

@@ -77,6 +77,8 @@ def test_validation_is_held_out_of_training_seeded_and_stratified(example: str, 
     train, val = module.split_indices("train"), module.split_indices("val")
     assert not set(train) & set(val)
     assert len(train) + len(val) == len(module.source("train"))
+    np.testing.assert_array_equal(train, module.train_dataloader().dataset.indices)  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(val, module.val_dataloader().dataset.indices)  # type: ignore[union-attr]
     np.testing.assert_array_equal(val, again.split_indices("val"))
     assert not np.array_equal(val, other.split_indices("val"))
     labels = module.source("train").labels

@@ -168,7 +168,7 @@ def test_labels_must_fit_the_images_and_the_classes(tmp_path: Path) -> None:
     with pytest.raises(CorruptDataError, match=r"labels 0..11 do not fit 10 classes"):
         MNIST(root=tmp_path).setup("test")
     path.write_bytes(content[:4] + (49).to_bytes(4, "big") + content[8:-1])
-    with pytest.raises(CorruptDataError, match="50 images but 49 labels"):
+    with pytest.raises(CorruptDataError, match="mnist test: 50 images but 49 labels"):
         MNIST(root=tmp_path).setup("test")
 
 
