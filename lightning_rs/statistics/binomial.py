@@ -114,6 +114,8 @@ def randomized_clopper_pearson_tail(count: ArrayLike, n: ArrayLike, alpha: Array
         more = np.where(hits == trials, 0.0, betaincc(misses, hits + 1, middle))
         rejected = (1 - draw) * more + draw * at_least <= goal
         low, high = np.where(rejected, low, middle), np.where(rejected, middle, high)
+        if (high - low <= 1e-14 * high).all():
+            break
     return np.where((hits == trials) & (draw <= goal), 0.0, high)[()]
 
 
