@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from lightning_rs.records import export_tsv, import_tsv, merge
+from lightning_rs.records import export_tsv, import_tsv, merge, merge_sidecars
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
@@ -46,7 +46,13 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files")
     parser.add_argument("--out", required=True, metavar="FILE", help="the merged file; an existing one is kept")
     args = parser.parse_args(argv)
-    return _finish(parser, lambda: f"{args.out}: {merge(args.records, args.out)} images")
+
+    def run() -> str:
+        count = merge(args.records, args.out)
+        merge_sidecars(args.records, args.out)
+        return f"{args.out}: {count} images"
+
+    return _finish(parser, run)
 
 
 def import_main(argv: Sequence[str] | None = None) -> int:

@@ -34,9 +34,9 @@ def certified_accuracy(certifications: Iterable[Certification], radii: Sequence[
     """Return the share of images that are correct and certified at each radius.
 
     ``#{i: correct, radius_i >= r} / m`` (Cohen et al. 2019, section 4); see
-    :meth:`Certification.certified_at <lightning_rs.records.Certification.certified_at>` for closed balls on a grid
-    and for decision mode, where nothing is known above the target. Abstained and undecided images count as not
-    certified.
+    :meth:`Certification.certified_at <lightning_rs.records.Certification.certified_at>` for radii that count grid
+    steps, and for decision mode, where nothing is known above the target. Abstained and undecided images count as
+    not certified.
 
     Args:
         certifications: records of m >= 1 images.

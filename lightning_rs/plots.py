@@ -34,7 +34,7 @@ def accuracy_steps(records: Sequence[Certification]) -> tuple[FloatArray, FloatA
 
     Returns:
         Edges, shape (k + 1,), starting at 0, and accuracies, shape (k,): the share certified at radius r is
-        ``accuracies[i]`` for r in (edges[i], edges[i + 1]], and 0 beyond; for closed balls on a grid, for r in
+        ``accuracies[i]`` for r in (edges[i], edges[i + 1]], and 0 beyond; where radii count grid steps, for r in
         [edges[i], edges[i + 1]). The curve of decision mode ends at the target: nothing is known beyond it.
 
     Raises:
@@ -202,9 +202,9 @@ def _reach(record: Certification) -> float:
     """Return the largest radius at which a correct record still counts as certified."""
     if record.target is not None:
         return record.target
-    if record.grid is not None and record.ball == "closed":
+    if record.grid is not None and record.steps is not None:
         # D steps are certified at every r below D + 1 steps.
-        return (round(record.grid * record.radius) + 1) / record.grid
+        return (record.steps + 1) / record.grid
     return record.radius
 
 

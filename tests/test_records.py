@@ -171,8 +171,21 @@ def test_on_a_grid_certified_at_counts_steps(q: int) -> None:
     assert not half.certified_at(math.inf)
 
 
-def test_the_grid_rule_is_only_for_closed_balls() -> None:
-    assert not certification(radius=127 / 255, grid=255).certified_at(0.5)
+def test_the_grid_rule_is_only_for_closed_balls_of_norms_with_whole_steps() -> None:
+    assert not certification(radius=127 / 255, grid=255, norm="l1").certified_at(0.5)
+    # Two points of the grid may be sqrt(12) steps apart in l2: three steps do not cover three and a half.
+    euclidean = certification(radius=3 / 16, grid=16, ball="closed", norm="l2")
+    assert euclidean.steps is None
+    assert euclidean.certified_at(3 / 16)
+    assert not euclidean.certified_at(3.5 / 16)
+    assert certification(radius=3 / 16, grid=16, ball="closed", norm="linf").steps == 3
+    assert certification(radius=3 / 16, grid=16, ball="closed", norm="l1:red").certified_at(3.5 / 16)
+
+
+def test_a_radius_between_steps_counts_the_whole_ones() -> None:
+    between = certification(radius=2.9 / 16, grid=16, ball="closed", norm="l1")
+    assert between.steps == 2
+    assert not between.certified_at(3 / 16)
 
 
 def test_decided_images_count_up_to_their_target() -> None:

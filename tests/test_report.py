@@ -459,12 +459,13 @@ def test_merge_import_and_export_commands(tmp_path: Path, capsys: pytest.Capture
     for i, indices in enumerate(([0, 40], [20])):
         parts.append(str(tmp_path / f"{i}.jsonl"))
         with RecordFile(parts[-1], header()) as file:
-            file.append([certification(index) for index in indices])
+            file.append([certification(index) for index in indices], seconds=[0.5] * len(indices))
     merged, table, back = (str(tmp_path / name) for name in ("all.jsonl", "all.tsv", "back.jsonl"))
     assert merge_main([*parts, "--out", merged]) == 0
     assert merge_main([parts[0], "--out", str(tmp_path / "part.jsonl")]) == 1
     assert "1 images are missing: 20" in capsys.readouterr().err
     assert export_main([merged, "--out", table]) == 0
+    assert Path(table).read_text().splitlines()[1].endswith("\t0:00:00.500000"), "timings survive the merge"
     assert import_main([table, "--out", back, "--sigma", "0.25", "--n", "1000", "--alpha", "0.001"]) == 0
     assert capsys.readouterr().out.splitlines() == [f"{table}: 3 images", f"{back}: 3 images"]
     head, records = read_records(back)

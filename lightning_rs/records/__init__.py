@@ -12,7 +12,7 @@ from lightning_rs.records.rounding import (
     round_up,
 )
 from lightning_rs.records.tsv import export_tsv, import_tsv
-from lightning_rs.records.writing import RecordFile, merge
+from lightning_rs.records.writing import RecordFile, merge, merge_sidecars
 
 __all__ = [
     "ABSTAIN",
@@ -28,6 +28,7 @@ __all__ = [
     "import_tsv",
     "is_sidecar",
     "merge",
+    "merge_sidecars",
     "nearest_decimals",
     "read_records",
     "read_seconds",

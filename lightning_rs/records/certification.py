@@ -110,6 +110,16 @@ class Certification:
                 raise ValueError(f"{name} must {right}, got {getattr(self, name)!r}")
 
     @property
+    def steps(self) -> int | None:
+        """Number D of grid steps that the ball holds, or None where the radius is a real number.
+
+        Closed l1 and l-infinity balls on a grid have one: there, all distances are multiples of 1/q.
+        """
+        if self.grid is None or self.ball == "open" or self.norm.partition(":")[0] not in ("l1", "linf"):
+            return None
+        return _floor(self.grid * self.radius)
+
+    @property
     def correct(self) -> bool:
         """Whether the stated prediction is the label; false where nothing is stated."""
         return self.label is not None and self.prediction == self.label != ABSTAIN
@@ -117,9 +127,8 @@ class Certification:
     def certified_at(self, r: float) -> bool:
         """Return whether the image is correct and certified at radius ``r`` >= 0, in input units.
 
-        That is radius >= r. A closed ball on a grid of q steps holds D = q * radius of them, and counts
-        as certified if floor(q r) <= D: all distances on the grid are multiples of 1/q. A decided image
-        counts up to its target; beyond it nothing is known, and it does not count.
+        That is radius >= r; where the radius counts D = :attr:`steps` of a grid, it is floor(q r) <= D. A decided
+        image counts up to its target; beyond it nothing is known, and it does not count.
 
         Raises:
             ValueError: if ``r`` is negative or NaN.
@@ -131,8 +140,8 @@ class Certification:
         if self.status == "decided":
             assert self.target is not None
             return r <= self.target
-        if self.grid is not None and self.ball == "closed" and math.isfinite(r):
-            return _steps(self.grid * r) <= _steps(self.grid * self.radius)
+        if self.grid is not None and self.steps is not None and math.isfinite(r):
+            return _floor(self.grid * r) <= self.steps
         return self.radius >= r
 
     def under(self, certificate: str, norm: str, ball: Ball, alpha: float) -> Certification:
@@ -235,6 +244,6 @@ def _plain(value: Any, top: bool = False) -> Any:
     return value
 
 
-def _steps(scaled: float) -> int:
-    """Return floor of q r, where 3/q in floating point may be a hair below three steps."""
+def _floor(scaled: float) -> int:
+    """Return the floor of q r, where 3/q in floating point may be a hair below three steps."""
     return math.floor(round(scaled, 9))

@@ -167,6 +167,13 @@ def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterab
     return len(found)
 
 
+def merge_sidecars(paths: Sequence[str | Path], out: str | Path) -> None:
+    """Put the timings and environments of several record files beside the merged one."""
+    sidecars = [sidecar_path(path) for path in paths if not is_sidecar(path)]
+    texts = [sidecar.read_text(errors="replace") for sidecar in sidecars if sidecar.is_file()]
+    sidecar_path(out).write_text("\n".join(texts))
+
+
 def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
     """Write a complete record file at once; an existing one is kept if it says the same, else refused."""
     out = Path(out)
