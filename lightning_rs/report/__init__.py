@@ -10,7 +10,8 @@ from typing import get_args
 from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
 from lightning_rs.plots import certified_accuracy_figure, save_figure
 from lightning_rs.report.groups import Group, default_radii
-from lightning_rs.report.runs import Run, load_runs, recompute
+from lightning_rs.report.recomputation import recompute
+from lightning_rs.report.runs import Run, load_runs
 from lightning_rs.report.tables import latex_comment
 from lightning_rs.statistics.accuracy import Method
 

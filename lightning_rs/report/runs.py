@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 
 import lightning_rs.certificates
 import lightning_rs.noise  # noqa: F401  (registers every law and theorem by its name)
-from lightning_rs.certificates.base import Certificate, Setting
-from lightning_rs.checks import check_alpha
-from lightning_rs.evidence import Votes
+from lightning_rs.certificates.base import Certificate
 from lightning_rs.metrics import certified_counts
 from lightning_rs.noise.base import noise_from_dict
 from lightning_rs.records import Certification, Header, is_sidecar, read_records
@@ -146,48 +144,18 @@ def load_runs(paths: Sequence[str | Path]) -> list[Run]:
     return [run for file, name in zip(files, _names(files), strict=True) for run in _runs(file, name)]
 
 
-def recompute(run: Run, alpha: float) -> Run:
-    """Return the run at another alpha, from its raw counts, without the network.
-
-    Sound only where the samples were taken regardless of what they showed and the certificate is a function of the
-    votes. Exact statements hold at every alpha and are returned as they are.
+def rebuild_certificate(run: Run) -> Certificate:
+    """Return the certificate of a run, built from what the header says of it.
 
     Raises:
-        ValueError: for alpha outside (0, 1), and wherever it would not be sound: imported files, data-dependent
-            stopping, randomized bounds, certificates that read more than votes.
+        ValueError: if there is no certificate of that name here.
     """
-    check_alpha(alpha)
-    if run.header.imported:
-        raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
-    if all(record.alpha == 0 for record in run.records):
-        return run
-    certificate = _certificate(run)
-    _refuse_unsound(run, certificate)
-    records = run.records
-    setting = Setting(
-        noise=noise_from_dict(run.header.binding["noise"]),
-        alpha=float(alpha),
-        n=records[0].n,
-        top=np.array([record.top for record in records], dtype=np.int64),
-        runner_up=np.array([record.runner_up for record in records], dtype=np.int64),
-        shape=tuple(run.header.binding["shape"]),
-    )
-    counts = np.array([record.counts for record in records], dtype=np.int64)
-    radii = certificate.certify({Votes: Votes.of(counts)}, setting)
-    changed = [
-        replace(
-            record,
-            prediction=int(radii.prediction[row]),
-            radius=float(radii.radius[row]),
-            status="certified" if radii.prediction[row] >= 0 else "abstain",
-            alpha=float(alpha),
-            bounds={name: float(values[row]) for name, values in radii.bounds.items()},
-            radii={run.certificate: float(radii.radius[row])},
-            note=radii.notes.get(row, ""),
-        )
-        for row, record in enumerate(records)
-    ]
-    return replace(run, records=changed)
+    known = {kind.__name__: kind for kind in _subclasses(Certificate) if not inspect.isabstract(kind)}
+    name = run.entry.get("class")
+    if name not in known:
+        raise ValueError(f"{run.name}: certificate {name!r} is unknown here; known are {', '.join(sorted(known))}")
+    accepted = inspect.signature(known[name]).parameters
+    return known[name](**{key: value for key, value in run.entry.items() if key in accepted})
 
 
 def _runs(file: Path, name: str) -> list[Run]:
@@ -202,45 +170,11 @@ def _runs(file: Path, name: str) -> list[Run]:
     runs = [replace(first, name=f"{name}:{own}", alone=False)]
     for other in (label for label in records[0].radii if label != own):
         run = Run(f"{name}:{other}", header, other, [], entries.get(other, {}), primary=False, alone=False)
-        certificate = _certificate(run)
+        certificate = rebuild_certificate(run)
         alpha = 0.0 if certificate.exact else float(header.binding["alpha"])
         statements = [record.under(other, certificate.norm, certificate.ball, alpha) for record in records]
         runs.append(replace(run, records=statements))
     return runs
-
-
-def _certificate(run: Run) -> Certificate:
-    """Rebuild the certificate from what the header says of it."""
-    known = {kind.__name__: kind for kind in _subclasses(Certificate) if not inspect.isabstract(kind)}
-    name = run.entry.get("class")
-    if name not in known:
-        raise ValueError(f"{run.name}: certificate {name!r} is unknown here; known are {', '.join(sorted(known))}")
-    accepted = inspect.signature(known[name]).parameters
-    return known[name](**{key: value for key, value in run.entry.items() if key in accepted})
-
-
-def _refuse_unsound(run: Run, certificate: Certificate) -> None:
-    modes = sorted({record.mode for record in run.records} - {"fixed"})
-    if modes:
-        raise ValueError(
-            f"{run.name}: alpha cannot be changed in mode {modes[0]!r}: the bound depends on how sampling was stopped "
-            "or randomized, and a bound for fixed n would be void"
-        )
-    here = {"norm": certificate.norm, "alpha_split": dict(certificate.alpha_split)}
-    recorded = {name: run.entry.get(name) for name in here}
-    if here != recorded:
-        raise ValueError(
-            f"{run.name}: alpha cannot be changed: {certificate.name} was recorded with {recorded}, "
-            f"but here it has {here}"
-        )
-    if not certificate.votes_only or certificate.evidence != (Votes,):
-        raise ValueError(f"{run.name}: alpha cannot be changed: {certificate.name} reads more than independent votes")
-    for record in run.records:
-        if sum(record.counts) != record.n or record.n_used != record.n or record.n != run.records[0].n:
-            raise ValueError(
-                f"{run.name}: alpha cannot be changed: the counts of image {record.index} are not those of "
-                f"{run.records[0].n} independent samples"
-            )
 
 
 def _names(files: Sequence[Path]) -> list[str]:
