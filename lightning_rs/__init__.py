@@ -1,1 +1,37 @@
-"""Certify image classifiers by randomized smoothing, and train them for it."""
+"""Certify image classifiers by randomized smoothing, and train them for it.
+
+Without Lightning, three lines::
+
+    from lightning_rs import Certifier, GaussianNoise
+    records = Certifier(n=10_000).certify(network, GaussianNoise(sigma=0.25), images, labels)
+    print(records[0])
+"""
+
+from lightning_rs.budgets import DecideRadius, FixedSamples, RandomizedBound, StagedSamples
+from lightning_rs.certificates import *  # noqa: F403  (its __all__ is explicit)
+from lightning_rs.certificates import __all__ as _certificates
+from lightning_rs.certifier import Certifier, Session
+from lightning_rs.networks import available_networks, build_network, load_cohen_checkpoint
+from lightning_rs.noise import *  # noqa: F403
+from lightning_rs.noise import __all__ as _noises
+from lightning_rs.records import Certification, read_records
+from lightning_rs.runtime import Runtime
+
+__version__ = "0.1.0"
+
+__all__ = [
+    *_certificates,
+    *_noises,
+    "Certification",
+    "Certifier",
+    "DecideRadius",
+    "FixedSamples",
+    "RandomizedBound",
+    "Runtime",
+    "Session",
+    "StagedSamples",
+    "available_networks",
+    "build_network",
+    "load_cohen_checkpoint",
+    "read_records",
+]

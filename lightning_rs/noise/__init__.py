@@ -2,5 +2,23 @@
 
 from lightning_rs.noise.base import AdditiveNoise, EnumeratedNoise, Noise, noise_from_dict, noise_to_dict
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.noise.laplace import LaplaceNoise
+from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise
+from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
+from lightning_rs.noise.uniform import UniformNoise
 
-__all__ = ["AdditiveNoise", "EnumeratedNoise", "GaussianNoise", "Noise", "noise_from_dict", "noise_to_dict"]
+__all__ = [
+    "AdditiveNoise",
+    "DeterministicSplittingNoise",
+    "EnumeratedNoise",
+    "GaussianNoise",
+    "LaplaceNoise",
+    "MixedNormNoise",
+    "Noise",
+    "NormPowerNoise",
+    "PureLinfNoise",
+    "SplittingNoise",
+    "UniformNoise",
+    "noise_from_dict",
+    "noise_to_dict",
+]

@@ -1,0 +1,49 @@
+"""The theorems and statistics as pure functions: public, stable, vectorised with numpy broadcasting, float64.
+
+Uncertifiable is 0.0; never negative, never NaN for valid input. Functions with ``p_lower`` also take the keyword
+``q_upper`` instead: the tail ``1 - p_lower``, exact near one. Every gradient quantity is *scaled*: sigma times the
+norm of the gradient of the smoothed probability, without unit. Radii are in input units.
+"""
+
+from lightning_rs.certificates.dipole import dipole_gradient_l2_radius, dipole_l2_radius, dipole_lower_bounds
+from lightning_rs.certificates.first_order import first_order_l1_radius, first_order_linf_radius, first_order_lower_bound, first_order_radius, first_order_subspace_l2_radius
+from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
+from lightning_rs.certificates.laplace import laplace_l1_radius
+from lightning_rs.certificates.lecuyer import lecuyer_l2_radius
+from lightning_rs.certificates.renyi import renyi_l2_radius
+from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_two_class_l2_radius
+from lightning_rs.certificates.splitting import splitting_votes_l1_radius
+from lightning_rs.certificates.uniform import uniform_l1_radius, uniform_linf_radius
+from lightning_rs.noise.splitting import splitting_noise
+from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
+from lightning_rs.statistics.binomial import clopper_pearson_lower, clopper_pearson_upper, simultaneous_bounds, top_class_p_value
+from lightning_rs.statistics.gradient import levine_scaled_gradient_upper, scaled_gradient_l2_interval
+
+__all__ = [
+    "certified_accuracy_lower_bound",
+    "clopper_pearson_lower",
+    "clopper_pearson_upper",
+    "dipole_gradient_l2_radius",
+    "dipole_l2_radius",
+    "dipole_lower_bounds",
+    "empirical_bernstein_lower",
+    "first_order_l1_radius",
+    "first_order_linf_radius",
+    "first_order_lower_bound",
+    "first_order_radius",
+    "first_order_subspace_l2_radius",
+    "gaussian_l2_radius",
+    "laplace_l1_radius",
+    "lecuyer_l2_radius",
+    "levine_scaled_gradient_upper",
+    "renyi_l2_radius",
+    "scaled_gradient_l2_interval",
+    "second_order_l2_radius",
+    "second_order_two_class_l2_radius",
+    "simultaneous_bounds",
+    "splitting_noise",
+    "splitting_votes_l1_radius",
+    "top_class_p_value",
+    "uniform_l1_radius",
+    "uniform_linf_radius",
+]
