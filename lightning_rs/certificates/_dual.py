@@ -14,13 +14,18 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtr, ndtri
+from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from lightning_rs.certificates._gaussian import EPS, density, worst_interval
 from lightning_rs.certificates._quadrature import Expectations, Multipliers, crossings, expectations
 from lightning_rs.checks import FloatArray
 
+#: Radii above this many sigma are reported as this many (the theorem's radius is unbounded for extreme gradients).
+LARGEST_RADIUS = 30.0
 _DECREMENT = 1e-15
+#: How far inside value = 1/2 a radius is aimed; rounding moves the value by less.
+_MARGIN = 1e-13
 
 
 class Problem(NamedTuple):
@@ -30,10 +35,6 @@ class Problem(NamedTuple):
     m1: FloatArray
     m2: FloatArray
     r: FloatArray
-
-    def rows(self, keep: FloatArray) -> Problem:
-        """Return the selected problems."""
-        return Problem(*(field[keep] for field in self))
 
 
 class Solution(NamedTuple):
@@ -84,6 +85,46 @@ def solve(problem: Problem, at: Multipliers, iterations: int = 80) -> Solution:
     return state.solution()
 
 
+def dual_radius(tail: FloatArray, m1: FloatArray, m2: FloatArray, lower: FloatArray) -> FloatArray:
+    """Return radii r, in units of sigma, at which the dual bound of the value is at least 1/2, all arguments (N,).
+
+    Newton's method in r inside a bracket. Every radius returned was itself evaluated with the numerical error
+    added, or is ``lower``, which must be sound; larger than ``LARGEST_RADIUS`` none is tried. One r suffices: the
+    worst f is the indicator of a convex set, so its shifted probability is log-concave in r, and from above 1/2
+    at 0 to at least 1/2 at r it stays above 1/2 in between.
+    """
+    low, high = lower.copy(), np.full(lower.shape, np.inf)
+    r = np.clip(lower, 1e-3, LARGEST_RADIUS)
+    at = np.stack(start(Problem(tail, m1, m2, r)))
+    active = np.ones(r.shape, dtype=bool)
+    for _ in range(60):
+        rows = np.flatnonzero(active)
+        problem = Problem(tail[rows], m1[rows], m2[rows], r[rows])
+        found = solve(problem, Multipliers(*at[:, rows]))
+        inside = found.missing <= 0.5
+        low[rows] = np.where(inside, np.maximum(low[rows], r[rows]), low[rows])
+        high[rows] = np.where(inside, high[rows], np.minimum(high[rows], r[rows]))
+        newton = _newton(r[rows], found.missing + 2 * found.error + _MARGIN, found.slope)
+        bracketed = (newton > low[rows]) & (newton < high[rows])
+        middle = 0.5 * (low[rows] + np.minimum(high[rows], LARGEST_RADIUS))
+        done = inside & (np.abs(newton - r[rows]) <= 1e-11 * (1 + r[rows]))
+        done |= (low[rows] >= LARGEST_RADIUS) | (high[rows] - low[rows] <= 1e-12)
+        r[rows] = np.where(bracketed, newton, middle)
+        at[:, rows] = carry(found.at, problem.r, r[rows])
+        active[rows] = ~done
+        if not active.any():
+            break
+    return low
+
+
+def _newton(r: FloatArray, missing: FloatArray, slope: FloatArray) -> FloatArray:
+    """Newton's step for Phi^-1(value) = 0; that function is nearly linear in r."""
+    z = -ndtri(np.clip(missing, 1e-300, 1 - 1e-15))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        step = np.where(slope > 0, z * density(z) / slope, np.inf)
+    return np.clip(r + step, 0.0, np.minimum(2 * r + 1, LARGEST_RADIUS))
+
+
 class _State:
     """Iterates of one batch of minimisations."""
 
@@ -128,10 +169,10 @@ class _State:
         error = self.now.error + rounding
         return Solution(Multipliers(a, b, c), self.value + error, error, self.now.shift)
 
-    def _evaluate(self, at: FloatArray, rows: FloatArray) -> Expectations:
+    def _evaluate(self, at: FloatArray, rows: NDArray[np.bool_]) -> Expectations:
         return expectations(Multipliers(*at.T), self.problem.r[rows], self.window[rows])
 
-    def _value(self, at: FloatArray, found: Expectations, rows: FloatArray | slice = slice(None)) -> FloatArray:
+    def _value(self, at: FloatArray, found: Expectations, rows: NDArray[np.bool_] | slice = slice(None)) -> FloatArray:
         return (self.linear[rows] * at).sum(axis=1) + found.value
 
     def _newton(self) -> tuple[FloatArray, FloatArray]:
@@ -147,7 +188,7 @@ class _State:
         direction = -np.linalg.solve(scaled, (gradient / root)[..., None])[..., 0] / root
         return direction, -(gradient * direction).sum(axis=1)
 
-    def _longest(self, rows: FloatArray) -> FloatArray:
+    def _longest(self, rows: NDArray[np.bool_]) -> FloatArray:
         # c must stay positive: go at most 90 % of the way to the boundary.
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = -0.9 * self.at[rows, 2] / self.direction[rows, 2]

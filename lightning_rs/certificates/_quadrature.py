@@ -19,6 +19,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from lightning_rs.certificates._gaussian import EPS, SQRT_2PI, density
@@ -80,7 +81,7 @@ def expectations(at: Multipliers, r: FloatArray, window: FloatArray) -> Expectat
     outward = side[:, None]
     # Phi(u) = 1 - Phi(-u) outside, where the 1 is integrated in closed form.
     step = -outward * ndtr(-outward * u)
-    sums = [
+    sums: list[FloatArray] = [
         c * weight * (bump + u * step),
         weight * step,
         weight * x * step,
@@ -88,18 +89,22 @@ def expectations(at: Multipliers, r: FloatArray, window: FloatArray) -> Expectat
         weight * step * likelihood * (x - shift),
     ]
     density_c = weight * bump / c
-    sums += [density_c * f for f in (1.0, x, x * x, u, x * u, u * u)]
+    sums += [density_c, density_c * x, density_c * x * x, density_c * u, density_c * x * u, density_c * u * u]
     count = len(r)
-    totals = [np.bincount(index, weights=part.sum(axis=1), minlength=count) for part in sums]
+    totals = [_added(index, part, count) for part in sums]
     value, mass, moment, slope, change, k00, k01, k11, k02, k12, k22 = totals
     outside, outside_moment, outside_shifted, outside_change = _outside(x1, x2, r)
     gradient = np.stack([outside + mass, outside_moment + moment, slope], axis=1)
-    curvature = np.stack([k00, k01, k02, k01, k11, k12, k02, k12, k22], axis=1).reshape(-1, 3, 3)
+    curvature = np.stack([k00, k01, k02, k01, k11, k12, k02, k12, k22], axis=1).reshape(count, 3, 3)
     total = outside_shifted - at.a * outside - at.b * outside_moment + value
     magnitude = outside_shifted + np.abs(at.a) * outside + at.b * np.abs(outside_moment) + at.c * slope + value
     square = np.minimum(np.maximum(x1 * x1, x2 * x2), window * window)
     error = error + EPS * (16 + square) * magnitude
     return Expectations(total, error, gradient, curvature, outside_change + change)
+
+
+def _added(index: IntArray, parts: FloatArray, count: int) -> FloatArray:
+    return np.asarray(np.bincount(index, weights=parts.sum(axis=1), minlength=count), dtype=np.float64)
 
 
 def _outside(x1: FloatArray, x2: FloatArray, r: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -111,10 +116,28 @@ def _outside(x1: FloatArray, x2: FloatArray, r: FloatArray) -> tuple[FloatArray,
 
 
 class _Panels(NamedTuple):
+    """Intervals of one bump each: their problem, ends, and +1 if B > 0 (outside the roots) or -1."""
+
     problem: IntArray
     low: FloatArray
     high: FloatArray
     side: FloatArray
+
+    def take(self, keep: NDArray[np.bool_]) -> _Panels:
+        return _Panels(self.problem[keep], self.low[keep], self.high[keep], self.side[keep])
+
+    def halved(self) -> _Panels:
+        middle = 0.5 * (self.low + self.high)
+        return _Panels.joined([self._replace(high=middle), self._replace(low=middle)])
+
+    @staticmethod
+    def joined(parts: list[_Panels]) -> _Panels:
+        return _Panels(
+            np.concatenate([part.problem for part in parts]),
+            np.concatenate([part.low for part in parts]),
+            np.concatenate([part.high for part in parts]),
+            np.concatenate([part.side for part in parts]),
+        )
 
 
 def _mesh(at: Multipliers, r: FloatArray, window: FloatArray) -> tuple[FloatArray, FloatArray, _Panels, FloatArray]:
@@ -129,8 +152,8 @@ def _mesh(at: Multipliers, r: FloatArray, window: FloatArray) -> tuple[FloatArra
     width = (high - low)[..., None]
     problem = np.broadcast_to(np.arange(len(r))[:, None], (*width.shape[:2], len(_SPLITS) - 1))
     side = np.broadcast_to(np.array([1.0, -1.0, -1.0, 1.0])[:, None, None], problem.shape)
-    parts = (problem, low[..., None] + width * _SPLITS[:-1], low[..., None] + width * _SPLITS[1:], side)
-    panels = _Panels(*(part.ravel() for part in parts))
+    cuts = low[..., None] + width * _SPLITS
+    panels = _Panels(problem.ravel(), cuts[..., :-1].ravel(), cuts[..., 1:].ravel(), side.ravel())
     return x1, x2, *_refine(at, r, panels, error)
 
 
@@ -142,19 +165,11 @@ def _refine(at: Multipliers, r: FloatArray, panels: _Panels, error: FloatArray) 
         # Giving up is sound (the bound counts as error); it happens for absurd multipliers only.
         fine |= (depth == _DEPTH - 1) | (np.bincount(panels.problem, minlength=len(r)) > _CROWD)[panels.problem]
         error = error + np.bincount(panels.problem[fine], weights=bound[fine], minlength=len(r))
-        kept = fine & (panels.high > panels.low)
-        done.append(_Panels(*(part[kept] for part in panels)))
+        done.append(panels.take(fine & (panels.high > panels.low)))
         if fine.all():
             break
-        rest = _Panels(*(part[~fine] for part in panels))
-        middle = 0.5 * (rest.low + rest.high)
-        panels = _Panels(
-            np.concatenate([rest.problem, rest.problem]),
-            np.concatenate([rest.low, middle]),
-            np.concatenate([middle, rest.high]),
-            np.concatenate([rest.side, rest.side]),
-        )
-    return _Panels(*(np.concatenate(parts) for parts in zip(*done, strict=True))), error
+        panels = panels.take(~fine).halved()
+    return _Panels.joined(done), error
 
 
 def _panel_error(at: Multipliers, r: FloatArray, panels: _Panels) -> FloatArray:
@@ -199,8 +214,8 @@ def crossings(
 ) -> tuple[FloatArray, FloatArray]:
     """Return where e^{rx - r^2/2} meets level + b x, clipped to [left, right]; its closest point twice if nowhere.
 
-    The arguments broadcast.     Newton's method from outside on the convex difference for the left root and on the concave difference of
-    logarithms for the right one: both approach monotonically.
+    The arguments broadcast. Newton's method from outside: on the convex difference for the left root, on the
+    concave difference of logarithms for the right one. Both approach monotonically.
     """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         positive = b > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -19,8 +20,14 @@ from lightning_rs.certificates._gaussian import (
     tail_value,
     worst_interval,
 )
+from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes
+from lightning_rs.certificates._rounding import round_down
+from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, at, read
 from lightning_rs.checks import FloatArray, as_count, check_alpha, check_nonnegative, check_positive, check_probability
+from lightning_rs.evidence import Evidence, PairGradientSums, PairVotes
+from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.statistics.binomial import clopper_pearson_lower
+from lightning_rs.statistics.gradient import ALPHA_SHARES
 
 
 class DipoleBounds(NamedTuple):
@@ -30,9 +37,7 @@ class DipoleBounds(NamedTuple):
     asymmetric_lower: FloatArray
 
 
-def dipole_lower_bounds(
-    both: ArrayLike, exactly_one: ArrayLike, n_pairs: ArrayLike, alpha: ArrayLike
-) -> DipoleBounds:
+def dipole_lower_bounds(both: ArrayLike, exactly_one: ArrayLike, n_pairs: ArrayLike, alpha: ArrayLike) -> DipoleBounds:
     """Simultaneous lower bounds of C_S and C_N from the counts of antithetic pairs.
 
     C_S = P(f(x+w) and f(x-w)) and C_N = P(f(x+w) and not f(x-w)), so p = C_S + C_N. ``exactly_one`` counts
@@ -53,12 +58,11 @@ def dipole_lower_bounds(
             outside (0, 1).
     """
     if (as_count("both", both) + as_count("exactly_one", exactly_one) > as_count("n_pairs", n_pairs)).any():
-        raise ValueError(f"both + exactly_one must be <= n_pairs, got {both} + {exactly_one} > {n_pairs}")
+        raise ValueError(f"both + exactly_one must be <= n_pairs, got {both!r} + {exactly_one!r} > {n_pairs!r}")
     half = 0.5 * check_alpha(alpha)
     symmetric = clopper_pearson_lower(both, n_pairs, half)
     either = clopper_pearson_lower(exactly_one, n_pairs, half)
-    # C_S may be within an ulp of 1, where rounding to nearest would inflate the radius.
-    return DipoleBounds(np.nextafter(symmetric, 0.0), 0.5 * np.nextafter(either, 0.0))
+    return DipoleBounds(symmetric, 0.5 * either)
 
 
 def dipole_lower_bound(
@@ -141,7 +145,57 @@ def dipole_gradient_l2_radius(
     # The positive terms of the bound are at most 2 Phi(end - r), which is 1/2 at end - Phi^-1(1/4).
     upper = np.maximum(-terms[0].offset, terms[2].offset) + 0.675
     radius = largest_radius(terms, 0.5, np.zeros(upper.shape), np.maximum(upper, 0.0))
-    return (np.where(certifiable, radius, 0.0) * scale * (1 - 2e-16))[()]
+    return round_down(np.where(certifiable, radius, 0.0) * scale)
+
+
+class DipoleL2(Certificate):
+    """Gaussian dipole smoothing: an l2 radius from antithetic pairs x + w, x - w.
+
+    :func:`dipole_l2_radius` at the bounds of :func:`dipole_lower_bounds`, alpha / 2 each, from n / 2 pairs: n
+    evaluations, as many as n independent samples cost. Abstains where C_S + C_N <= 1/2. The pairs' votes are not
+    independent, so certificates for independent votes cannot share the pass.
+    """
+
+    norm = "l2"
+    noises = (GaussianNoise,)
+    evidence = (PairVotes,)
+    alpha_split = ALPHA_SHARES["dipole"]
+
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        found = _pair_bounds(evidence, setting, setting.alpha)
+        radius = dipole_l2_radius(*found, setting.noise.sigma)
+        return Radii(abstain_at_zero(radius, setting.top), radius, found._asdict())
+
+
+class DipoleGradientL2(Certificate):
+    """Dipole and second-order smoothing combined: :func:`dipole_gradient_l2_radius` from antithetic pairs.
+
+    Three confidence events: C_S, C_N and the gradient norm, estimated from the same pairs. Where the gradient
+    bound is not below the maximum for C_N, the dipole radius at the same bounds results, and the record says so.
+    """
+
+    norm = "l2"
+    noises = (GaussianNoise,)
+    evidence = (PairVotes, PairGradientSums)
+    alpha_split = ALPHA_SHARES["dipole_gradient"]
+
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        shares, sigma = self.alpha_split, setting.noise.sigma
+        found = _pair_bounds(
+            evidence, setting, setting.alpha * (shares["symmetric_lower"] + shares["asymmetric_lower"])
+        )
+        means = GradientMeans(read(evidence, PairGradientSums), sigma)
+        slope = means.l2(setting.alpha * shares["gradient_upper"]).upper
+        radius = dipole_gradient_l2_radius(*found, slope, sigma)
+        tail = 1 - (found.symmetric_lower + found.asymmetric_lower)
+        notes = gradient_notes(tail, slope, profile(found.asymmetric_lower))
+        return Radii(abstain_at_zero(radius, setting.top), radius, {**found._asdict(), "gradient_upper": slope}, notes)
+
+
+def _pair_bounds(evidence: Mapping[type[Evidence], Evidence], setting: Setting, alpha: float) -> DipoleBounds:
+    votes = read(evidence, PairVotes)
+    both, one = at(votes.both, setting.top), at(votes.exactly_one, setting.top)
+    return dipole_lower_bounds(both, one, setting.n // 2, alpha)
 
 
 def _missing(symmetric: FloatArray, asymmetric: FloatArray, slope: FloatArray) -> tuple[Term, Term, Term, Term]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -12,10 +15,17 @@ from lightning_rs.certificates._gaussian import (
     given,
     half_line_radius,
     largest_radius,
+    profile,
     tail_value,
     worst_interval,
 )
-from lightning_rs.checks import FloatArray, check_nonnegative, check_positive, check_probability
+from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
+from lightning_rs.certificates._rounding import round_down
+from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
+from lightning_rs.checks import FloatArray, check_choice, check_nonnegative, check_positive, check_probability
+from lightning_rs.evidence import Evidence, GradientSums, PairProducts, Votes
+from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.statistics.gradient import ALPHA_SHARES, levine_scaled_gradient_upper
 
 
 def second_order_lower_bound(
@@ -80,7 +90,7 @@ def second_order_l2_radius(
     terms = _missing(tail, slope)
     upper = -terms[0].offset
     lower = np.minimum(half_line_radius(tail), upper)
-    return (np.where(certifiable, largest_radius(terms, 0.5, lower, upper), 0.0) * scale * (1 - 2e-16))[()]
+    return round_down(np.where(certifiable, largest_radius(terms, 0.5, lower, upper), 0.0) * scale)
 
 
 def second_order_two_class_l2_radius(
@@ -127,7 +137,54 @@ def second_order_two_class_l2_radius(
     # At the mean of the two upper ends the two bounds have crossed.
     upper = -0.5 * (terms[0].offset + terms[2].offset)
     radius = largest_radius(terms, 1.0, np.zeros(upper.shape), np.maximum(upper, 0.0))
-    return (np.where(certifiable, radius, 0.0) * scale * (1 - 2e-16))[()]
+    return round_down(np.where(certifiable, radius, 0.0) * scale)
+
+
+class SecondOrderL2(Certificate):
+    """Second-order smoothing: a larger l2 radius than Cohen's where the gradient of p is known to be small.
+
+    :func:`second_order_l2_radius` at a Clopper-Pearson bound of the tail and an upper bound of the gradient norm
+    from the same samples. Where that bound is not below the maximum for this p, Cohen's radius at the same tail
+    results, and the record says so. Abstains where q_upper >= 1/2. Needs a number of samples fixed in advance.
+
+    Args:
+        estimator: "local", the dimension-free bound of
+            :func:`~lightning_rs.statistics.gradient.scaled_gradient_l2_interval`; or "levine", Theorem 2 of the
+            paper with alpha/2 for each event, for reproduction.
+    """
+
+    norm = "l2"
+    noises = (GaussianNoise,)
+
+    def __init__(self, estimator: Literal["local", "levine"] = "local") -> None:
+        check_choice("estimator", estimator, ("local", "levine"))
+        self.estimator = estimator
+
+    @property
+    def evidence(self) -> tuple[type[Evidence], ...]:  # type: ignore[override]
+        """Votes, and half-sample gradient means or Levine's pair products."""
+        return (Votes, GradientSums if self.estimator == "local" else PairProducts)
+
+    @property
+    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Share of alpha of each event."""
+        return ALPHA_SHARES["second_order" if self.estimator == "local" else "second_order_levine"]
+
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        tail = top_tail(evidence, setting, self.alpha_split["p_lower"])
+        slope = self._gradient_upper(evidence, setting, setting.alpha * self.alpha_split["gradient_upper"])
+        radius = second_order_l2_radius(q_upper=tail, scaled_gradient_upper=slope, sigma=setting.noise.sigma)
+        bounds = {"p_lower": 1.0 - tail, "q_upper": tail, "gradient_upper": slope}
+        return Radii(abstain_at_zero(radius, setting.top), radius, bounds, gradient_notes(tail, slope, profile(tail)))
+
+    def _gradient_upper(
+        self, evidence: Mapping[type[Evidence], Evidence], setting: Setting, alpha: float
+    ) -> FloatArray:
+        sigma = setting.noise.sigma
+        if self.estimator == "local":
+            return GradientMeans(read(evidence, GradientSums), sigma).l2(alpha).upper
+        products = read(evidence, PairProducts)
+        return levine_scaled_gradient_upper(products.mean, products.pairs, setting.dim, sigma, alpha)
 
 
 def _missing(tail: FloatArray, slope: FloatArray) -> tuple[Term, Term]:

@@ -21,14 +21,19 @@ from lightning_rs.checks import FloatArray, as_float64, check_alpha, check_choic
 #: Shares of a certificate's alpha for its confidence events, by theorem: the one place where they are set. All
 #: events of a theorem may use the same samples; the shares add up to one (union bound). A gradient share is
 #: cheap: 90 % on p costs less than 0.1 % of Cohen's radius, and a norm bound grows like sqrt(log(1 / share)).
+#: ``scaled_gradient_l2_interval`` halves its share again, for its own two events.
 ALPHA_SHARES: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "second_order": {"p_lower": 0.9, "gradient_upper": 0.1},
-        "levine": {"p_lower": 0.5, "gradient_upper": 0.5},
+        "second_order_levine": {"p_lower": 0.5, "gradient_upper": 0.5},
         "dipole": {"symmetric_lower": 0.5, "asymmetric_lower": 0.5},
         "dipole_gradient": {"symmetric_lower": 0.4, "asymmetric_lower": 0.4, "gradient_upper": 0.2},
-        "first_order": {"p_lower": 0.8, "gradient_upper": 0.1, "gradient_lower": 0.1},
-        "first_order_upper_only": {"p_lower": 0.9, "gradient_upper": 0.1},
+        "first_order_l1": {"p_lower": 0.8, "linf_upper": 0.1, "l2_lower": 0.1},
+        "first_order_l1_without_l2": {"p_lower": 0.9, "linf_upper": 0.1},
+        "first_order_linf": {"p_lower": 0.8, "l1_upper": 0.05, "l2_upper": 0.1, "l2_lower": 0.05},
+        "first_order_linf_without_l2": {"p_lower": 0.85, "l1_upper": 0.05, "l2_upper": 0.1},
+        "first_order_subspace": {"p_lower": 0.8, "inside_upper": 0.1, "outside_lower": 0.1},
+        "first_order_subspace_without_l2": {"p_lower": 0.9, "inside_upper": 0.1},
     }
 )
 
