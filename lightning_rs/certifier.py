@@ -110,7 +110,7 @@ class Certifier:
         chosen = noise or self.noise
         if chosen is None:
             raise ValueError("noise must be given to certify() or to the Certifier, got None")
-        session = self.session(network, chosen, tuple(images.shape[1:]), device=device, domain=domain, grid=grid)
+        session = self.session(network, chosen, _image_shape(images), device=device, domain=domain, grid=grid)
         return list(session.certify(images, labels, indices))
 
     def session(
@@ -157,6 +157,9 @@ class Certifier:
         names = [certificate.name for certificate in self.certificates]
         if not names or len(set(names)) < len(names):
             raise ValueError(f"certificates must be one or more, of different names, got {names}")
+        if "antithetic" in self.schemes and self.n % 2:
+            listed = ", ".join(c.name for c in self.schemes["antithetic"])
+            raise ValueError(f"n must be even for the antithetic pairs of {listed}, got {self.n}")
         if len(self.schemes) > 1 and not self.separate_passes:
             listed = "; ".join(
                 f"{scheme}: {', '.join(c.name for c in group)}" for scheme, group in self.schemes.items()
@@ -245,7 +248,9 @@ class Session:
         self._check_images(images)
         own_indices = _whole_numbers("indices", indices, len(images), range(len(images)))
         own_labels = None if labels is None else _whole_numbers("labels", labels, len(images), ())
-        if self.probed is None:
+        if min(own_indices, default=0) < 0:
+            raise ValueError(f"indices must be >= 0, got {min(own_indices)}")
+        if self.probed is None and len(images):
             self.probe(images)
         size = self._group_size(len(images))
         for start in range(0, len(images), size):
@@ -266,9 +271,14 @@ class Session:
             n: samples an image.
             alpha: failure probability an image.
             seed: names the random streams; None draws fresh entropy, which an adaptive attacker cannot foresee.
+
+        Raises:
+            ValueError: for bad images, alpha outside (0, 1), n < 1, or a network with NaN or infinite logits.
         """
         self._check_images(images)
         level = float(check_alpha(alpha))
+        if self.probed is None and len(images):
+            self.probe(images)
         entropy = fresh_seed() if seed is None else int(seed)
         sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples)
         exact = isinstance(self.noise, EnumeratedNoise)
@@ -298,6 +308,8 @@ class Session:
         return self.probed
 
     def _check_images(self, images: Tensor) -> None:
+        if _image_shape(images) != self.prepared.shape:
+            raise ValueError(f"each image must have shape {self.prepared.shape}, got {_image_shape(images)}")
         self.noise.check_input(images, self.domain, self.grid)
         for certificate in self.certifier.certificates:
             if certificate.domain is not None:
@@ -378,6 +390,13 @@ class Session:
         )
 
 
+def _image_shape(images: Tensor) -> tuple[int, ...]:
+    if not isinstance(images, Tensor) or images.ndim < 2:
+        seen = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a tensor (B, *shape), got {seen}")
+    return tuple(images.shape[1:])
+
+
 def _device_of(network: nn.Module) -> torch.device:
     parameter = next(network.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
@@ -386,10 +405,14 @@ def _device_of(network: nn.Module) -> torch.device:
 def _whole_numbers(
     name: str, values: Sequence[int] | Tensor | None, length: int, default: Sequence[int] | range
 ) -> list[int]:
-    numbers = [int(v) for v in (default if values is None else values)]
-    if len(numbers) != length:
-        raise ValueError(f"{name} must have one entry an image ({length}), got {len(numbers)}")
-    return numbers
+    given = default if values is None else values
+    listed = given.tolist() if isinstance(given, Tensor) else list(given)
+    if len(listed) != length:
+        raise ValueError(f"{name} must have one entry an image ({length}), got {len(listed)}")
+    fractional = [value for value in listed if int(value) != value]
+    if fractional:
+        raise ValueError(f"{name} must be whole numbers, got {fractional[0]!r}")
+    return [int(value) for value in listed]
 
 
 def _top_two(counts: IntArray) -> tuple[IntArray, IntArray]:

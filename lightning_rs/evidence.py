@@ -144,13 +144,19 @@ class EnumeratedVotes(Votes):
 
     scheme: ClassVar[Scheme] = "enumerated"
     needs_margin: ClassVar[bool] = True
-    tolerance: float = 0.0
 
-    def __init__(self, counts: Tensor, doubtful: Tensor | None = None) -> None:
+    def __init__(self, counts: Tensor, doubtful: Tensor | None = None, tolerance: float = 0.0) -> None:
         super().__init__(counts)
+        self.tolerance = tolerance
         self._doubtful = (
             torch.zeros(len(counts), dtype=torch.int64, device=counts.device) if doubtful is None else doubtful
         )
+
+    @classmethod
+    def empty(cls, plan: Plan) -> Self:
+        """Return all-zero counts at the plan's tolerance."""
+        zeros = torch.zeros(plan.images, plan.classes, dtype=torch.int64, device=plan.device)
+        return cls(zeros, tolerance=plan.tolerance)
 
     def update(self, seen: Observation) -> None:
         """Count the labels, and the outcomes inside the margin if one was measured."""
@@ -238,9 +244,11 @@ class GradientSums(Evidence):
     @classmethod
     def empty(cls, plan: Plan) -> Self:
         """Return all-zero sums of shape (B, 2, d)."""
-        first = cls._first_half(plan.n)
+        first, sizes = cls._first_half(plan.n), cls._sizes(plan.n)
+        if min(sizes) < 1:
+            raise ValueError(f"n must leave samples for both halves of {cls.__name__}, got {plan.n}")
         sums = torch.zeros(plan.images, 2, plan.dim, dtype=torch.float64, device=plan.device)
-        return cls(sums, plan.top.to(plan.device), first, cls._sizes(plan.n), plan.order)
+        return cls(sums, plan.top.to(plan.device), first, sizes, plan.order)
 
     @classmethod
     def _first_half(cls, n: int) -> int:
@@ -309,6 +317,8 @@ class PairProducts(Evidence):
     @classmethod
     def empty(cls, plan: Plan) -> Self:
         """Return zero sums of shape (B,)."""
+        if plan.n < 2:
+            raise ValueError(f"n must be at least one pair for {cls.__name__}, got {plan.n}")
         return cls(
             torch.zeros(plan.images, dtype=torch.float64, device=plan.device), plan.top.to(plan.device), plan.n // 2
         )

@@ -109,6 +109,8 @@ class PreparedNetwork:
         dtype: dtype of the input buffer.
         order: permutation with ``row = image.flatten()[order]``, or None for the identity (C, H, W).
         num_classes: number of logits.
+        compiled: whether the compiled network runs; false if compilation was not asked for or failed.
+        remarks: what differs from the configuration, and why.
     """
 
     def __init__(
@@ -127,9 +129,9 @@ class PreparedNetwork:
         self._eager = self._copy(network)
         self._forward: Callable[[Tensor], Tensor] = self._eager
         self.num_classes = self._count_classes()
-        self.micro_batch = micro_batch or self._choose_micro_batch()
-        if config.compile:
-            self._compile()
+        size = self._choose_micro_batch() if micro_batch is None else check_at_least("micro_batch", micro_batch, 2)
+        self.micro_batch = size + size % 2  # even: both members of an antithetic pair share a micro-batch
+        self.compiled = config.compile and self._compile()
         self._graph = _CudaGraph(self._logits, self.buffer()) if config.cuda_graph and device.type == "cuda" else None
 
     def buffer(self, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -158,7 +160,7 @@ class PreparedNetwork:
             "precision": self.config.precision,
             "channels_last": self.channels_last,
             "folded": self.config.fold,
-            "compiled": self.config.compile and not any("compile" in remark for remark in self.remarks),
+            "compiled": self.compiled,
             "micro_batch": self.micro_batch,
             "device": self.device.type,
         }
@@ -218,18 +220,23 @@ class PreparedNetwork:
 
     @torch.inference_mode()
     def _count_classes(self) -> int:
+        rows = self.buffer(2)
         try:
-            logits = self._logits(self.buffer(2))
-        except RuntimeError as error:
+            with self._autocast():
+                logits = self._forward(self._view(rows))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # layers refuse wrong shapes with RuntimeError, ValueError, IndexError, TypeError
             raise ValueError(f"the network does not accept inputs of shape {self.shape}: {error}") from error
-        if logits.ndim != 2:
-            raise ValueError(f"the network must map (m, *shape) to logits (m, C), got shape {tuple(logits.shape)}")
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(rows) or logits.shape[1] < 2:
+            seen = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the network must map (m, *shape) to logits (m, C), C >= 2, got {seen} for m = 2")
         return int(logits.shape[1])
 
     def _choose_micro_batch(self) -> int:
         configured = self.config.micro_batch
         if isinstance(configured, int):
-            return configured + configured % 2
+            return configured
         if configured == "tune":
             return self._tune()
         numbers = _GPU_NUMBERS if self.device.type == "cuda" else _CPU_NUMBERS
@@ -261,16 +268,17 @@ class PreparedNetwork:
             torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
-    def _compile(self) -> None:
-        compiled = torch.compile(self._eager, fullgraph=False, dynamic=False)
-        self._forward = compiled
+    def _compile(self) -> bool:
         try:
+            self._forward = torch.compile(self._eager, fullgraph=False, dynamic=False)
             self._logits(self.buffer())
+            return True
         except Exception as error:  # the compiler raises anything from a missing g++ to internal errors
             self._forward = self._eager
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             self.remarks.append(f"compile failed, running eagerly: {reason}")
             warnings.warn(f"torch.compile failed and the network runs eagerly: {reason}", stacklevel=2)
+            return False
 
 
 @dataclass

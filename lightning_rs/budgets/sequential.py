@@ -167,8 +167,9 @@ class DecideRadius(VoteBudget):
         total = len(group.images)
         counts = np.zeros((total, task.sampler.prepared.num_classes), dtype=np.int64)
         used = np.zeros(total, dtype=np.int64)
-        verdict = np.full(total, int(Verdict.UNDECIDED), dtype=np.int64)
+        # A target that no tail certifies needs no samples: nothing can be certified there.
         rule = DecisionRule(threshold, task.alpha, task.n, self.alpha_reject) if threshold > 0 else None
+        verdict = np.full(total, int(Verdict.REJECTED if rule is None else Verdict.UNDECIDED), dtype=np.int64)
         waiting, active, look = list(range(total)), [], np.zeros(total, dtype=np.int64)
         # Enough images to fill a few micro-batches even if each needs only the first look.
         capacity = max(1, 4 * task.sampler.prepared.micro_batch // self.first)
