@@ -12,6 +12,7 @@ from lightning_rs.certificates.base import (
 from lightning_rs.certificates.dipole import DipoleGradientL2, DipoleL2
 from lightning_rs.certificates.first_order_norms import FirstOrderL1, FirstOrderLinf
 from lightning_rs.certificates.gaussian_l2 import GaussianL1, GaussianL2, GaussianLinf, GaussianTwoClassL2
+from lightning_rs.certificates.joint import LargestRadius
 from lightning_rs.certificates.laplace import LaplaceL1
 from lightning_rs.certificates.lecuyer import LecuyerL2
 from lightning_rs.certificates.renyi import RenyiL2
@@ -35,6 +36,7 @@ __all__ = [
     "GaussianLinf",
     "GaussianTwoClassL2",
     "LaplaceL1",
+    "LargestRadius",
     "LecuyerL2",
     "Radii",
     "RenyiL2",

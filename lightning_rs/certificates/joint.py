@@ -1,0 +1,91 @@
+"""The largest of several radii as one statement, paying the union bound."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_rs.certificates.base import (
+    ABSTAIN,
+    Certificate,
+    Radii,
+    Setting,
+    certificate_from_dict,
+    certificate_to_dict,
+)
+from lightning_rs.evidence import Evidence
+
+
+class LargestRadius(Certificate):
+    """The largest radius of several certificates, at level alpha for all of them together.
+
+    Each of the k certificates gets alpha / k: then all of their statements hold together with probability at least
+    1 - alpha (union bound), and the largest may be reported. Listing certificates beside each other instead gives
+    each its own alpha, and reporting the largest of those would cost k alpha.
+
+    Args:
+        certificates: two or more certificates of one norm, one kind of ball and one sampling scheme; or their plain
+            descriptions, as record headers hold them.
+
+    Raises:
+        ValueError: if they differ in norm, ball or sampling scheme, or share no noise.
+    """
+
+    def __init__(self, certificates: Sequence[Certificate]) -> None:
+        self.certificates = tuple(
+            certificate_from_dict(each) if isinstance(each, Mapping) else each for each in certificates
+        )
+        if len({(type(each), repr(each)) for each in self.certificates}) < 2:
+            raise ValueError(f"certificates must be two or more different ones, got {list(self.certificates)}")
+        for name, values in (
+            ("norm", {each.norm for each in self.certificates}),
+            ("ball", {each.ball for each in self.certificates}),
+            ("sampling scheme", {kind.scheme for each in self.certificates for kind in each.evidence}),
+        ):
+            if len(values) > 1:
+                raise ValueError(f"certificates must share one {name}, got {', '.join(sorted(values))}")
+        if not self.noises:
+            raise ValueError(f"certificates must share a noise, got {list(self.certificates)}")
+        self.norm = self.certificates[0].norm
+
+    def spec(self) -> dict[str, Any]:
+        """Return the certificates as plain values."""
+        return {"certificates": [certificate_to_dict(each) for each in self.certificates]}
+
+    @property
+    def noises(self) -> tuple[type, ...]:  # type: ignore[override]
+        """Laws for which every one of the theorems holds."""
+        first, *others = self.certificates
+        return tuple(law for law in first.noises if all(issubclass(law, each.noises) for each in others))
+
+    @property
+    def evidence(self) -> tuple[type[Evidence], ...]:  # type: ignore[override]
+        """The union of what the certificates read."""
+        return tuple(dict.fromkeys(kind for each in self.certificates for kind in each.evidence))
+
+    @property
+    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
+        """Share of alpha of each event of each certificate."""
+        k = len(self.certificates)
+        return {
+            f"{each.name}.{event}": share / k for each in self.certificates for event, share in each.alpha_split.items()
+        }
+
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        share = setting.alpha / len(self.certificates)
+        part = Setting(setting.noise, share, setting.n, setting.top, setting.runner_up, setting.shape)
+        found = [each.certify(evidence, part) for each in self.certificates]
+        radius = np.stack([radii.radius for radii in found])
+        best = radius.argmax(0)
+        columns = np.arange(radius.shape[1])
+        prediction = np.stack([radii.prediction for radii in found])[best, columns]
+        bounds = {
+            f"{each.name}.{name}": values
+            for each, radii in zip(self.certificates, found, strict=True)
+            for name, values in radii.bounds.items()
+        }
+        largest = radius[best, columns]
+        notes = {int(row): f"by {self.certificates[best[row]].name}" for row in columns if prediction[row] != ABSTAIN}
+        return Radii(prediction, largest, bounds, notes)
