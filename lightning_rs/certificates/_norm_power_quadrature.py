@@ -1,0 +1,207 @@
+"""Exact worst-case probabilities of the l2 family by one-dimensional quadrature, in units of sigma.
+
+Let L(z) = log pi_0(z - delta) - log pi_0(z) with ||delta||_2 = r, and H(s) = P_0(L <= s). Because pi_0 is
+symmetric, P_delta(L <= t) = P_0(L >= -t), so by Neyman and Pearson the smallest probability that a set of
+pi_0-mass p can have under pi_delta is 1 - H(-s) with H(s) = p. It exceeds 1/2 iff p exceeds
+
+    p*(r) = H(-m),   m the median of L under pi_0.
+
+Given rho = ||z||_2, L falls with T = ||z - delta||^2 - ||z||^2 = r^2 - 2 r rho cos(theta), and
+(1 + cos theta) / 2 ~ Beta((d-1)/2, (d-1)/2), so H is an integral over rho of an incomplete beta function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from scipy import special
+from scipy.interpolate import BSpline, make_interp_spline
+
+from lightning_rs.checks import FloatArray
+
+NODES = 64  # Gauss-Legendre nodes a piece
+REACH = 12.0  # rho runs over Phi^-1(cumulative probability) in [-12, 12]: 2e-33 of the mass is left out
+SMOOTH_FROM = 40  # from this dimension on the integrand has no kink that quadrature could notice
+
+
+@dataclass(frozen=True)
+class LogRatioLaw:
+    """The law of L under pi_0 for one (d, k) and any shift r.
+
+    Attributes:
+        dim: number d >= 2 of coordinates.
+        k: power of the norm, 0 <= k < d.
+        panels: pieces into which rho is cut when d >= 40; k close to d needs many.
+    """
+
+    dim: int
+    k: float
+    panels: int = 1
+
+    def cdf(self, s: FloatArray, r: FloatArray) -> FloatArray:
+        """Return H(s) = P_0(L <= s), elementwise over s and r > 0 of one shape."""
+        return self._average(s, r, upper=False)
+
+    def tail(self, s: FloatArray, r: FloatArray) -> FloatArray:
+        """Return 1 - H(s), with small relative error however small it is."""
+        return self._average(s, r, upper=True)
+
+    def quantile(self, score: FloatArray, r: FloatArray) -> FloatArray:
+        """Return s with Phi^-1(H(s)) = score, elementwise over scores and r > 0."""
+        # Exact for k = 0, where L ~ N(-r^2/2, r^2); the factor is the Fisher information for small r.
+        spread = np.maximum(r * math.sqrt(self.dim / (self.dim - self.k)), 1e-300)
+        centre, width = -0.5 * spread**2, spread * (1.0 + np.abs(score))
+
+        def excess(s: FloatArray) -> FloatArray:
+            return self._score(s, r, score) - score
+
+        return increasing_root(excess, centre - width, centre + width, 2e-14 * spread)
+
+    def _score(self, s: FloatArray, r: FloatArray, near: FloatArray) -> FloatArray:
+        # In normal scores H is nearly a straight line; where it is near 1 the tail has the digits.
+        if (near <= 0.0).all():
+            score = special.ndtri(self.cdf(s, r))
+        elif (near > 0.0).all():
+            score = -special.ndtri(self.tail(s, r))
+        else:
+            score = np.where(near <= 0.0, special.ndtri(self.cdf(s, r)), -special.ndtri(self.tail(s, r)))
+        return np.clip(score, -40.0, 40.0)
+
+    def median(self, r: FloatArray) -> FloatArray:
+        """Return the median of L."""
+        return self.quantile(np.zeros(r.shape), r)
+
+    def tail_needed(self, r: FloatArray) -> FloatArray:
+        """Return 1 - p*(r): the largest tail 1 - p that still certifies the ball of radius r."""
+        return self.tail(-self.median(r), r)
+
+    def score_needed(self, r: FloatArray) -> FloatArray:
+        """Return Phi^-1(p*(r)); at most 40."""
+        return np.minimum(-special.ndtri(self.tail_needed(r)), 40.0)
+
+    def _average(self, s: FloatArray, r: FloatArray, *, upper: bool) -> FloatArray:
+        rho, weight = self._smooth_grid if self.dim >= SMOOTH_FROM else self._kinked_grid(s, r)
+        cosine = self._cosine(rho, s[..., None], r[..., None])
+        half = 0.5 * (self.dim - 1)
+        share = special.betainc(half, half, 0.5 * (1.0 - cosine if upper else 1.0 + cosine))
+        return (share * weight).sum(-1)
+
+    def _cosine(self, rho: FloatArray, s: FloatArray, r: FloatArray) -> FloatArray:
+        """Return the cosine above which L exceeds s on the sphere of radius rho, clipped to [-1, 1]."""
+        square = rho * rho
+        if self.k == 0:
+            t = -2.0 * s
+        else:
+            # (k/2) log(1 + t/rho^2) + t/2 = -s; with v = (rho^2 + t)/k this is v + log v = const.
+            w = (square - 2.0 * s) / self.k + np.log(square / self.k)
+            t = self.k * special.wrightomega(w) - square
+            # t is a small difference of large numbers: two Newton steps on the form that does not cancel.
+            for _ in range(2):
+                t = np.maximum(t, (1e-14 - 1.0) * square)
+                miss = 0.5 * self.k * np.log1p(t / square) + 0.5 * t + s
+                t = t - miss / (0.5 * self.k / (square + t) + 0.5)
+        return np.clip((r * r - t) / (2.0 * r * rho), -1.0, 1.0)
+
+    @cached_property
+    def _smooth_grid(self) -> tuple[FloatArray, FloatArray]:
+        x, weight = _gauss_legendre()
+        return self._grid(np.linspace(-REACH, REACH, self.panels + 1), x, weight)
+
+    def _kinked_grid(self, s: FloatArray, r: FloatArray) -> tuple[FloatArray, FloatArray]:
+        ends = np.full((*s.shape, 2), (-REACH, REACH))
+        kinks = np.clip(self._to_normal(self._kinks(s, r)), -REACH, REACH)
+        x, weight = _gauss_legendre()
+        # At a kink the integrand can have a root singularity: x -> (3x - x^3)/2 clusters nodes there.
+        x, weight = 0.5 * x * (3.0 - x * x), weight * 1.5 * (1.0 - x * x)
+        return self._grid(np.sort(np.concatenate([ends, kinks], axis=-1), axis=-1), x, weight)
+
+    def _grid(self, edges: FloatArray, x: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return radii and weights, shape (..., pieces * nodes), from piece edges in the normal score of rho."""
+        centre, half = 0.5 * (edges[..., 1:] + edges[..., :-1]), 0.5 * np.diff(edges)
+        y = (centre[..., None] + half[..., None] * x).reshape(*edges.shape[:-1], -1)
+        log_g, slope = self._log_quantile(y), self._log_quantile(y, nu=1)
+        a = 0.5 * (self.dim - self.k)
+        density = np.exp(a * (log_g - math.log(a)) - np.exp(log_g) + a) * slope
+        weights = (half[..., None] * weight).reshape(y.shape) * density
+        return np.sqrt(2.0) * np.exp(0.5 * log_g), weights / weights.sum(-1, keepdims=True)
+
+    @cached_property
+    def _log_quantile(self) -> BSpline:
+        """Map the normal score y to log(rho^2 / 2), about at the same cumulative probability.
+
+        Only a change of variables: the weights hold the exact density, whatever the map.
+        """
+        y = np.linspace(-REACH, REACH, 1201)
+        a = 0.5 * (self.dim - self.k)
+        low, high = special.ndtr(np.minimum(y, 0.0)), special.ndtr(-np.maximum(y, 0.0))
+        g = np.where(y < 0, special.gammaincinv(a, low), special.gammainccinv(a, high))
+        # Below 1e-30 the distribution function is g^a / Gamma(a + 1), and g itself may underflow.
+        small = (special.log_ndtr(y) + special.gammaln(a + 1.0)) / a
+        return make_interp_spline(y, np.where(g < 1e-30, small, np.log(np.maximum(g, 1e-30))), k=7)
+
+    def _to_normal(self, rho: FloatArray) -> FloatArray:
+        a, g = 0.5 * (self.dim - self.k), 0.5 * rho * rho
+        low = special.gammainc(a, g)
+        return np.where(low < 0.5, special.ndtri(low), -special.ndtri(special.gammaincc(a, g)))
+
+    def _kinks(self, s: FloatArray, r: FloatArray) -> FloatArray:
+        """Radii at which {L <= s} begins or ceases to cut the sphere, shape (..., 5).
+
+        They solve L = s at the poles z = +-rho e_1. With g(rho) = L there, the northern g rises on (0, r), falls
+        to its minimum at (r + sqrt(r^2 + 4k))/2 and rises again; the southern one rises to its maximum at
+        (-r + sqrt(r^2 + 4k))/2 and falls. Each monotone stretch has at most one solution.
+        """
+        r, s = r[..., None], s[..., None]
+        far, zero = 1e3 + 10.0 * r + math.sqrt(self.dim), np.full(r.shape, 1e-140)
+        bottom, top = (0.5 * (sign * r + np.sqrt(r * r + 4.0 * self.k)) for sign in (1.0, -1.0))
+        pole = np.array([1.0, 1.0, 1.0, -1.0, -1.0])
+        # Ends of each stretch where L is smaller (a) and larger (b); bisection in log rho.
+        a = np.log(np.maximum(np.concatenate([zero, bottom, bottom, zero, far], axis=-1), 1e-140))
+        b = np.log(np.maximum(np.concatenate([r, r, far, top, top], axis=-1), 1e-140))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for _ in range(60):
+                mid = 0.5 * (a + b)
+                rho = np.exp(mid)
+                below = pole * r * rho - 0.5 * r * r - self.k * np.log(np.abs(pole - r / rho)) < s
+                a, b = np.where(below, mid, a), np.where(below, b, mid)
+        return np.exp(0.5 * (a + b))
+
+
+@cache
+def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
+    x, weight = np.polynomial.legendre.leggauss(NODES)
+    return x, weight
+
+
+def increasing_root(
+    f: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray, tolerance: FloatArray
+) -> FloatArray:
+    """Return the elementwise root of an increasing function; the brackets are widened until they hold it."""
+    f_low, f_high = f(low), f(high)
+    while ((f_low > 0) | (f_high < 0)).any():
+        width = high - low
+        low, high = np.where(f_low > 0, low - width, low), np.where(f_high < 0, high + width, high)
+        f_low, f_high = f(low), f(high)
+    x = low
+    was, done = np.zeros(low.shape), np.zeros(low.shape, dtype=bool)
+    for step in range(200):
+        # Illinois: regula falsi that halves the weight of an end point that stays twice; bisection now and then.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            secant = high - f_high * (high - low) / (f_high - f_low)
+        middle = 0.5 * (low + high)
+        trial = np.where(np.isfinite(secant) & (step % 16 != 15), np.clip(secant, low, high), middle)
+        done |= (np.abs(trial - x) <= tolerance) | (high - low <= tolerance)
+        x = np.where(done, x, trial)
+        if done.all():
+            break
+        value = f(x)
+        side = np.where(value < 0, 1.0, -1.0)
+        again = np.where(side == was, 0.5, 1.0)
+        f_low, f_high = np.where(side > 0, value, again * f_low), np.where(side > 0, again * f_high, value)
+        low, high = np.where(side > 0, x, low), np.where(side > 0, high, x)
+        was = side
+    return x
