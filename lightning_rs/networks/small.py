@@ -42,8 +42,9 @@ class MnistLeNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        x = self.pool(self.relu(self.conv1(x)))
-        x = self.pool(self.relu(self.conv2(x)))
+        # ReLU and max-pooling commute exactly; in this order ReLU sees a quarter of the numbers.
+        x = self.relu(self.pool(self.conv1(x)))
+        x = self.relu(self.pool(self.conv2(x)))
         return self.fc2(self.relu(self.fc1(x.flatten(1))))
 
 
