@@ -257,9 +257,8 @@ class DecisionRule:
         rejected = log_wealth_below(count, n, self.threshold) >= -math.log(reject)
         ended = np.broadcast_to(as_count("n", n) >= self.n_max, np.shape(certified))
         cases = [(certified, Verdict.CERTIFIED), (rejected, Verdict.REJECTED), (ended, Verdict.UNDECIDED)]
-        return np.select([case for case, _ in cases], [int(v) for _, v in cases], int(Verdict.CONTINUE)).astype(
-            np.int64
-        )
+        verdict = np.select([case for case, _ in cases], [int(v) for _, v in cases], int(Verdict.CONTINUE))
+        return verdict.astype(np.int64)[()]
 
 
 def _bet(count: ArrayLike, n: ArrayLike, threshold: ArrayLike) -> tuple[IntArray, IntArray, FloatArray]:

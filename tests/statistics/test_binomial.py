@@ -71,7 +71,8 @@ UNSAFE_IN_SCIPY = (1, 10**8, 0.3)
 
 @pytest.mark.parametrize(
     ("k", "n", "alpha"),
-    [UNSAFE_IN_SCIPY, (0, 10**8, 1e-3), (3, 10**6, 0.05), (0, 10, 1e-30), (49, 100, 5e-5), (99, 100, 0.3), (5000, 10**4, 1e-3)],
+    [UNSAFE_IN_SCIPY, (0, 10**8, 1e-3), (3, 10**6, 0.05), (0, 10, 1e-30), (49, 100, 5e-5), (99, 100, 0.3),
+     (5000, 10**4, 1e-3)],
 )  # fmt: skip
 def test_bounds_are_on_the_safe_side_of_the_exact_equation(k, n, alpha):
     upper = mpmath.mpf(float(clopper_pearson_upper(k, n, alpha)))
