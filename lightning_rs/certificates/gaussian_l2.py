@@ -59,7 +59,7 @@ def gaussian_l2_radius(
     >>> print(round(gaussian_l2_radius(0.9, 0.5), 6))
     0.640776
     >>> print(round(gaussian_l2_radius(0.45, 0.5, p_upper=0.2), 6))
-    0.178993
+    0.17899
     >>> print(round(gaussian_l2_radius(q_upper=1e-20, sigma=0.5), 6))
     4.63117
     """
