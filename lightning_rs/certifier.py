@@ -363,7 +363,7 @@ class Session:
             bounds |= {f"{other.name}.{name}": float(v[row]) for name, v in radii[other.name].bounds.items()}
         notes = [f"{name}: {r.notes[row]}" for name, r in radii.items() if row in r.notes]
         prediction = int(radii[first.name].prediction[row])
-        status = outcome.status[row] if outcome.status else ("abstain" if prediction == ABSTAIN else "certified")
+        status: Any = outcome.status[row] if outcome.status else ("abstain" if prediction == ABSTAIN else "certified")
         return Certification(
             index=group.indices[row],
             label=None if group.labels is None else group.labels[row],

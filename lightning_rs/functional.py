@@ -6,17 +6,32 @@ norm of the gradient of the smoothed probability, without unit. Radii are in inp
 """
 
 from lightning_rs.certificates.dipole import dipole_gradient_l2_radius, dipole_l2_radius, dipole_lower_bounds
-from lightning_rs.certificates.first_order import first_order_l1_radius, first_order_linf_radius, first_order_lower_bound, first_order_radius, first_order_subspace_l2_radius
+from lightning_rs.certificates.dual import gaussian_discrepancy
+from lightning_rs.certificates.first_order import (
+    first_order_l1_radius,
+    first_order_linf_radius,
+    first_order_lower_bound,
+    first_order_radius,
+    first_order_subspace_l2_radius,
+)
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.certificates.laplace import laplace_l1_radius
 from lightning_rs.certificates.lecuyer import lecuyer_l2_radius
+from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy, norm_power_l2_radius
+from lightning_rs.certificates.norm_power_linf import mixed_norm_log_ratio, pure_linf_log_ratio
 from lightning_rs.certificates.renyi import renyi_l2_radius
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_two_class_l2_radius
 from lightning_rs.certificates.splitting import splitting_votes_l1_radius
 from lightning_rs.certificates.uniform import uniform_l1_radius, uniform_linf_radius
+from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.noise.splitting import splitting_noise
 from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
-from lightning_rs.statistics.binomial import clopper_pearson_lower, clopper_pearson_upper, simultaneous_bounds, top_class_p_value
+from lightning_rs.statistics.binomial import (
+    clopper_pearson_lower,
+    clopper_pearson_upper,
+    simultaneous_bounds,
+    top_class_p_value,
+)
 from lightning_rs.statistics.gradient import levine_scaled_gradient_upper, scaled_gradient_l2_interval
 
 __all__ = [
@@ -32,10 +47,16 @@ __all__ = [
     "first_order_lower_bound",
     "first_order_radius",
     "first_order_subspace_l2_radius",
+    "gaussian_discrepancy",
     "gaussian_l2_radius",
     "laplace_l1_radius",
     "lecuyer_l2_radius",
     "levine_scaled_gradient_upper",
+    "matched_sigma",
+    "mixed_norm_log_ratio",
+    "norm_power_discrepancy",
+    "norm_power_l2_radius",
+    "pure_linf_log_ratio",
     "renyi_l2_radius",
     "scaled_gradient_l2_interval",
     "second_order_l2_radius",

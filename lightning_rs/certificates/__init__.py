@@ -15,6 +15,8 @@ from lightning_rs.certificates.gaussian_l2 import GaussianL1, GaussianL2, Gaussi
 from lightning_rs.certificates.joint import LargestRadius
 from lightning_rs.certificates.laplace import LaplaceL1
 from lightning_rs.certificates.lecuyer import LecuyerL2
+from lightning_rs.certificates.norm_power_l2 import NormPowerL2, NormPowerLinf, NormPowerTwoClassL2
+from lightning_rs.certificates.norm_power_linf import MixedNormLinf, PureLinf
 from lightning_rs.certificates.renyi import RenyiL2
 from lightning_rs.certificates.second_order import SecondOrderL2
 from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1
@@ -38,6 +40,11 @@ __all__ = [
     "LaplaceL1",
     "LargestRadius",
     "LecuyerL2",
+    "MixedNormLinf",
+    "NormPowerL2",
+    "NormPowerLinf",
+    "NormPowerTwoClassL2",
+    "PureLinf",
     "Radii",
     "RenyiL2",
     "SecondOrderL2",

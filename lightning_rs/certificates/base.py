@@ -81,6 +81,8 @@ class Certificate(ABC):
         noises: laws for which the theorem holds.
         evidence: evidence types that it reads.
         alpha_split: share of alpha for each confidence event; the shares sum to 1.
+        shared_failure: failure probability that all images share, for instance of a table computed once for a noise;
+            it is not part of alpha, and a statement about a set of images takes it off its own budget.
         domain: interval that inputs must lie in for the theorem, None for R^d.
         exact: the statement has no failure probability (alpha is 0), and needs no selected class.
         votes_only: the radius is a function of the recorded counts, so records can be recomputed.
@@ -91,6 +93,7 @@ class Certificate(ABC):
     noises: ClassVar[tuple[type[Noise], ...]]
     evidence: ClassVar[tuple[type[Evidence], ...]]
     alpha_split: Mapping[str, float]
+    shared_failure: float = 0.0
     domain: ClassVar[Domain] = None
     exact: ClassVar[bool] = False
     votes_only: ClassVar[bool] = False

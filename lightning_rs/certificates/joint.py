@@ -66,6 +66,11 @@ class LargestRadius(Certificate):
         return tuple(dict.fromkeys(kind for each in self.certificates for kind in each.evidence))
 
     @property
+    def shared_failure(self) -> float:  # type: ignore[override]
+        """The sum of the certificates' own."""
+        return sum(each.shared_failure for each in self.certificates)
+
+    @property
     def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
         """Share of alpha of each event of each certificate."""
         k = len(self.certificates)

@@ -163,6 +163,11 @@ class _TableCertificate(TopVoteCertificate):
         self.seed = check_at_least("seed", seed, 0)
         self.device = device
 
+    @property
+    def shared_failure(self) -> float:  # type: ignore[override]
+        """The table's failure probability: one event for all images."""
+        return self.beta
+
 
 class MixedNormLinf(_TableCertificate):
     """l-infinity certificate of the mixed-norm family: :func:`mixed_norm_linf_radius` of the Clopper-Pearson bound.

@@ -106,18 +106,26 @@ class Run:
 
         Args:
             radii: radii in input units.
-            rho: failure probability of the bound.
+            rho: failure probability of the bound; the failure probability that the certificate's table shares
+                among all images is taken off it.
             method: see :func:`lightning_rs.statistics.accuracy.certified_accuracy_lower_bound`.
 
         Raises:
-            ValueError: if the images shared their noise, or alpha differs between them.
+            ValueError: if the images shared their noise, alpha differs between them, or ``rho`` does not exceed
+                what the certificate's table has spent.
         """
         if self.refusal is not None:
             raise ValueError(self.refusal)
+        shared = float(self.entry.get("shared_failure", 0.0))
+        if shared >= rho:
+            spent = f"{shared:g} of the table of {self.name}"
+            raise ValueError(f"rho must exceed the failure probability {spent}, got {rho:g}")
+                f"rho must exceed the failure probability {shared:g} of the table of {self.name}, got {rho:g}"
+            )
         alpha = self.records[0].alpha
         if alpha == 0:
             return self.accuracy(radii)
-        bound = certified_accuracy_lower_bound(self.hits(radii), len(self.records), alpha, rho, method)
+        bound = certified_accuracy_lower_bound(self.hits(radii), len(self.records), alpha, rho - shared, method)
         return self._known(np.asarray(bound, dtype=np.float64), radii)
 
     def _known(self, values: FloatArray, radii: Sequence[float]) -> FloatArray:

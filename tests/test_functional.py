@@ -1,0 +1,111 @@
+"""The public functions: their names and arguments are fixed, their results are the oracles'."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lightning_rs import functional as F
+from tests.oracles import oracle_cases
+
+# As fixed by the design: positional names in order. Functions with p_lower also take q_upper by keyword.
+SIGNATURES = {
+    "clopper_pearson_lower": "count n alpha",
+    "clopper_pearson_upper": "count n alpha",
+    "top_class_p_value": "count_top count_second",
+    "simultaneous_bounds": "counts top alpha method runner_up",
+    "certified_accuracy_lower_bound": "correct total alpha rho method",
+    "empirical_bernstein_lower": "mean variance n alpha",
+    "gaussian_l2_radius": "p_lower sigma p_upper",
+    "lecuyer_l2_radius": "p_lower p_upper sigma",
+    "renyi_l2_radius": "p_lower p_upper sigma",
+    "second_order_l2_radius": "p_lower scaled_gradient_upper sigma",
+    "second_order_two_class_l2_radius": "p_lower scaled_gradient_upper p_upper scaled_gradient_upper_other sigma",
+    "levine_scaled_gradient_upper": "mean_product n_pairs dim sigma alpha",
+    "scaled_gradient_l2_interval": "product second_norm n_first n_second alpha",
+    "dipole_lower_bounds": "both exactly_one n_pairs alpha",
+    "dipole_l2_radius": "symmetric_lower asymmetric_lower sigma",
+    "dipole_gradient_l2_radius": "symmetric_lower asymmetric_lower scaled_gradient_upper sigma",
+    "first_order_lower_bound": "p_lower m1 m2 r",
+    "first_order_radius": "p_lower m1 m2 sigma",
+    "first_order_l1_radius": "p_lower linf_upper l2_lower sigma",
+    "first_order_linf_radius": "p_lower l1_upper l2_lower dim sigma",
+    "first_order_subspace_l2_radius": "p_lower inside_upper outside_lower sigma",
+    "uniform_l1_radius": "p_lower lam",
+    "uniform_linf_radius": "p_lower lam dim",
+    "laplace_l1_radius": "p_lower scale",
+    "splitting_noise": "x s lam",
+    "splitting_votes_l1_radius": "votes q",
+    "matched_sigma": "sigma0 k dim rule",
+    "norm_power_l2_radius": "p_lower sigma k dim",
+    "norm_power_discrepancy": "lam r sigma k dim",
+    "gaussian_discrepancy": "lam r sigma",
+    "mixed_norm_log_ratio": "z delta sigma k_inf k_2",
+    "pure_linf_log_ratio": "z delta sigma k",
+}
+
+
+def test_these_are_all_the_public_functions() -> None:
+    assert sorted(SIGNATURES) == sorted(F.__all__)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_the_arguments_are_the_fixed_ones(name: str) -> None:
+    function = getattr(F, name)
+    names = list(inspect.signature(function).parameters)
+    expected = SIGNATURES[name].split()
+    assert names[: len(expected)] == expected
+    assert ("q_upper" in names) == ("p_lower" in expected)
+    assert inspect.getdoc(function)
+
+
+def near(found: Any, expected: float, case: dict[str, Any]) -> None:
+    assert float(found) == pytest.approx(expected, rel=case["rtol"], abs=1e-12)
+
+
+def test_certify_of_cohen() -> None:
+    for case in oracle_cases("cohen_certify"):
+        i, e = case["inputs"], case["expected"]
+        lower = F.clopper_pearson_lower(i["k"], i["n"], i["alpha"])
+        near(lower, e["pA_low"], case)
+        radius = F.gaussian_l2_radius(q_upper=e["qA"], sigma=i["sigma"])
+        near(radius, 0.0 if e["abstain"] else e["R"], case)
+
+
+def test_upper_bounds_and_p_values() -> None:
+    for case in oracle_cases("cp_upper"):
+        i = case["inputs"]
+        near(F.clopper_pearson_upper(i["k"], i["n"], i["alpha"]), case["expected"]["p_up"], case)
+    for case in oracle_cases("predict_pvalue"):
+        i = case["inputs"]
+        near(F.top_class_p_value(i["nA"], i["nB"]), case["expected"]["pvalue"], case)
+
+
+def test_theorem_five() -> None:
+    methods = {"bernstein": "bernstein", "exact_binomial": "exact", "uniform_in_r": "uniform"}
+    for case in oracle_cases("theorem5"):
+        i = case["inputs"]
+        for key, method in methods.items():
+            found = F.certified_accuracy_lower_bound(i["Y"], i["m"], i["alpha"], i["rho"], method=method)
+            near(found, case["expected"][key], case)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: F.gaussian_l2_radius(np.nan, 1.0),
+        lambda: F.gaussian_l2_radius(1.5, 1.0),
+        lambda: F.gaussian_l2_radius(0.9, -1.0),
+        lambda: F.clopper_pearson_lower(5, 0, 0.1),
+        lambda: F.clopper_pearson_lower(5, 4, 0.1),
+        lambda: F.clopper_pearson_lower(5, 10, 1.0),
+        lambda: F.uniform_l1_radius(0.9, 0.0),
+        lambda: F.certified_accuracy_lower_bound(5, 10, 0.001, 0.0),
+    ],
+)
+def test_bad_arguments_are_value_errors(call: Any) -> None:
+    with pytest.raises(ValueError, match="got|must"):
+        call()
