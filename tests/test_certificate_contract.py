@@ -1,0 +1,421 @@
+"""What every certificate promises: one table of all theorems, one set of tests. One that is missing fails."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import lightning_rs.certificates as certificate_package
+from lightning_rs.certificates.base import (
+    ABSTAIN,
+    Certificate,
+    Radii,
+    Setting,
+    TopVoteCertificate,
+    certificate_from_dict,
+    certificate_to_dict,
+)
+from lightning_rs.certificates.dipole import DipoleGradientL2, DipoleL2
+from lightning_rs.certificates.first_order_norms import FirstOrderL1, FirstOrderLinf
+from lightning_rs.certificates.gaussian_l2 import GaussianL1, GaussianL2, GaussianLinf, GaussianTwoClassL2
+from lightning_rs.certificates.joint import LargestRadius
+from lightning_rs.certificates.laplace import LaplaceL1
+from lightning_rs.certificates.lecuyer import LecuyerL2
+from lightning_rs.certificates.norm_power_l2 import NormPowerL2, NormPowerLinf, NormPowerTwoClassL2
+from lightning_rs.certificates.norm_power_linf import MixedNormLinf, PureLinf
+from lightning_rs.certificates.renyi import RenyiL2
+from lightning_rs.certificates.second_order import SecondOrderL2
+from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1
+from lightning_rs.certificates.subspace import ChannelL2, FirstOrderSubspaceL2
+from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLinf, UniformTwoClassL1
+from lightning_rs.certifier import Certifier
+from lightning_rs.evidence import (
+    EnumeratedVotes,
+    Evidence,
+    GradientSums,
+    PairGradientSums,
+    PairProducts,
+    PairVotes,
+    Votes,
+)
+from lightning_rs.noise.base import Noise
+from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.noise.laplace import LaplaceNoise
+from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise
+from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
+from lightning_rs.noise.uniform import UniformNoise
+from lightning_rs.runtime import Runtime
+from tests.helpers import HalfSpace
+
+SHAPE = (3, 2, 2)
+DIM = 12
+N = 400  # the number of outcomes of the enumerated example as well
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A certificate, a noise that it is proved for, and how many votes lie between those tried at least."""
+
+    build: Callable[[], Certificate]
+    noise: Noise
+    step: int = 2
+
+
+GAUSSIAN, UNIFORM = GaussianNoise(0.5), UniformNoise(0.6)
+ENUMERATED = DeterministicSplittingNoise(12.5, shape=SHAPE, q=16)
+NORM_POWER = NormPowerNoise(0.5, k=3.0, dim=DIM)
+
+
+MIXED_NORM, PURE_LINF = MixedNormNoise(0.5, k_inf=2.0, dim=DIM), PureLinfNoise(0.5, k=9.0, dim=DIM)
+_FOLDER = tempfile.TemporaryDirectory()
+
+
+def subspace_basis() -> str:
+    """Write two orthonormal rows for :class:`FirstOrderSubspaceL2`, which reads them from a file."""
+    path = Path(_FOLDER.name) / "basis.npy"
+    np.save(path, np.eye(DIM)[:2])
+    return str(path)
+
+
+EXAMPLES: dict[type[Certificate], list[Example]] = {
+    GaussianL2: [Example(GaussianL2, GAUSSIAN)],
+    GaussianL1: [Example(GaussianL1, GAUSSIAN)],
+    GaussianLinf: [Example(GaussianLinf, GAUSSIAN)],
+    GaussianTwoClassL2: [
+        Example(GaussianTwoClassL2, GAUSSIAN),
+        Example(lambda: GaussianTwoClassL2("grouped"), GAUSSIAN),
+    ],
+    LecuyerL2: [Example(LecuyerL2, GAUSSIAN), Example(lambda: LecuyerL2("bonferroni"), GAUSSIAN)],
+    RenyiL2: [Example(RenyiL2, GAUSSIAN), Example(lambda: RenyiL2("grouped"), GAUSSIAN)],
+    SecondOrderL2: [Example(SecondOrderL2, GAUSSIAN), Example(lambda: SecondOrderL2("levine"), GAUSSIAN)],
+    DipoleL2: [Example(DipoleL2, GAUSSIAN)],
+    DipoleGradientL2: [Example(DipoleGradientL2, GAUSSIAN)],
+    FirstOrderL1: [
+        Example(FirstOrderL1, GAUSSIAN),
+        Example(lambda: FirstOrderL1(with_l2=False, region="red"), GAUSSIAN),
+    ],
+    FirstOrderLinf: [
+        Example(FirstOrderLinf, GAUSSIAN),
+        Example(lambda: FirstOrderLinf(with_l2=False, region="top"), GAUSSIAN),
+    ],
+    ChannelL2: [Example(ChannelL2, GAUSSIAN), Example(lambda: ChannelL2(2, with_outside=False), GAUSSIAN)],
+    FirstOrderSubspaceL2: [Example(lambda: FirstOrderSubspaceL2(subspace_basis()), GAUSSIAN)],
+    UniformL1: [Example(UniformL1, UNIFORM)],
+    UniformLinf: [Example(UniformLinf, UNIFORM), Example(UniformLinf, SplittingNoise(0.6))],
+    UniformBoxL1: [Example(UniformBoxL1, UNIFORM), Example(UniformBoxL1, SplittingNoise(2.5))],
+    UniformTwoClassL1: [
+        Example(UniformTwoClassL1, UNIFORM),
+        Example(lambda: UniformTwoClassL1("grouped"), SplittingNoise(0.6)),
+    ],
+    LaplaceL1: [Example(LaplaceL1, LaplaceNoise(0.4))],
+    SplittingL1: [Example(SplittingL1, SplittingNoise(0.6))],
+    DeterministicSplittingL1: [Example(DeterministicSplittingL1, ENUMERATED)],
+    NormPowerL2: [Example(NormPowerL2, NORM_POWER)],
+    NormPowerLinf: [Example(NormPowerLinf, NORM_POWER)],
+    NormPowerTwoClassL2: [Example(NormPowerTwoClassL2, NORM_POWER, step=50)],
+    MixedNormLinf: [Example(lambda: MixedNormLinf(draws=2000), MIXED_NORM)],
+    PureLinf: [Example(lambda: PureLinf(draws=2000), PURE_LINF)],
+    LargestRadius: [
+        Example(lambda: LargestRadius([GaussianL2(), GaussianTwoClassL2()]), GAUSSIAN),
+        Example(lambda: LargestRadius([DipoleL2(), DipoleGradientL2()]), GAUSSIAN),
+        Example(lambda: LargestRadius([GaussianTwoClassL2(), GaussianTwoClassL2("grouped")]), GAUSSIAN),
+    ],
+}
+ALL = [(cls.__name__, i, example) for cls, examples in EXAMPLES.items() for i, example in enumerate(examples)]
+every = pytest.mark.parametrize(
+    ("certificate", "noise"), [pytest.param(e.build(), e.noise, id=f"{name}-{i}") for name, i, e in ALL]
+)
+every_with_step = pytest.mark.parametrize(
+    ("certificate", "noise", "step"), [pytest.param(e.build(), e.noise, e.step, id=f"{name}-{i}") for name, i, e in ALL]
+)
+
+
+def concrete_certificates() -> set[type[Certificate]]:
+    for module in pkgutil.iter_modules(certificate_package.__path__):
+        importlib.import_module(f"{certificate_package.__name__}.{module.name}")
+    found: set[type[Certificate]] = set()
+    queue: list[type[Certificate]] = [Certificate]
+    while queue:
+        cls = queue.pop()
+        queue += cls.__subclasses__()
+        if not inspect.isabstract(cls) and cls.__module__.startswith("lightning_rs."):
+            found.add(cls)
+    return found
+
+
+def evidence(hits: NDArray[np.int64], n: int = N, slope: float = 0.0) -> dict[type[Evidence], Evidence]:
+    """Return what images with so many votes for class 1 of 3 would leave, with sums for a given gradient.
+
+    ``slope`` is the scaled gradient along the first coordinate that both half-sample means show.
+    """
+    rest = n - hits
+    counts = np.stack([(rest + 1) // 2, hits, rest // 2], axis=1)
+    both = counts // 2
+    one = np.minimum(counts % 2, np.maximum(n // 2 - both.sum(1, keepdims=True), 0))
+    top = torch.ones(len(hits), dtype=torch.int64)
+    found: dict[type[Evidence], Evidence] = {
+        Votes: Votes.of(counts),
+        EnumeratedVotes: EnumeratedVotes.of(counts),
+        PairVotes: PairVotes.of(both, one),
+        PairProducts: PairProducts(torch.zeros(len(hits), dtype=torch.float64), top, n // 2),
+    }
+    for kind, count in ((GradientSums, n), (PairGradientSums, n // 2)):
+        sizes = (count // 2, count - count // 2)
+        sums = torch.zeros(len(hits), 2, DIM, dtype=torch.float64)
+        sums[:, :, 0] = slope * GAUSSIAN.sigma * torch.tensor(sizes)
+        found[kind] = kind(sums, top, sizes[0], sizes, None)
+    return found
+
+
+def setting(noise: Noise, images: int, alpha: float = 0.001, n: int = N) -> Setting:
+    top = np.ones(images, dtype=np.int64)
+    return Setting(noise, alpha, n, top, np.zeros_like(top), SHAPE)
+
+
+def radii(
+    certificate: Certificate, noise: Noise, hits: NDArray[np.int64], alpha: float = 0.001, slope: float = 0.0
+) -> Radii:
+    return certificate.certify(evidence(hits, slope=slope), setting(noise, len(hits), alpha))
+
+
+def test_no_certificate_is_missing_from_the_table() -> None:
+    assert concrete_certificates() == set(EXAMPLES)
+
+
+def test_records_are_readable_without_knowing_where_their_certificate_lives() -> None:
+    # A report imports the packages only; in this process the tests imported every module by hand.
+    code = (
+        "from lightning_rs.certificates import certificate_from_dict\n"
+        "try: certificate_from_dict({'class': '?'})\n"
+        "except ValueError as error: print(error)"
+    )
+    known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    names = set(known.removeprefix("certificate must be one of ").partition(", got ")[0].split(", "))
+    assert names == {cls.__name__ for cls in EXAMPLES}
+
+
+def test_names_are_unique() -> None:
+    names = [cls.__name__ for cls in EXAMPLES]
+    assert len(set(names)) == len(names)
+
+
+@every
+def test_survives_a_record_header(certificate: Certificate, noise: Noise) -> None:
+    spec = certificate_to_dict(certificate)
+    plain = json.loads(json.dumps(spec))
+    assert plain == spec
+    again = certificate_from_dict(plain)
+    assert type(again) is type(certificate)
+    assert again == certificate
+    assert hash(again) == hash(certificate)
+    assert (again.norm, dict(again.alpha_split)) == (certificate.norm, dict(certificate.alpha_split))
+    assert repr(certificate).startswith(f"{type(certificate).__name__}(")
+    hits = np.array([N - 1])
+    assert radii(again, noise, hits).radius == radii(certificate, noise, hits).radius
+
+
+def test_bad_specs_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"certificate must be one of .*GaussianL2.* got 'Wishful'"):
+        certificate_from_dict({"class": "Wishful"})
+    with pytest.raises(ValueError, match=r"certificate GaussianL2 does not take .*'hope'"):
+        certificate_from_dict({"class": "GaussianL2", "hope": 1})
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "message"),
+    [
+        (GaussianTwoClassL2, {"method": "goodman"}, "method must be one of .*'bonferroni', 'grouped', got 'goodman'"),
+        (GaussianTwoClassL2, {"method": "complement"}, "method must be one of .* got 'complement'"),
+        (LecuyerL2, {"method": "x"}, "method must be one of .* got 'x'"),
+        (RenyiL2, {"method": "x"}, "method must be one of .* got 'x'"),
+        (UniformTwoClassL1, {"method": "x"}, "method must be one of .* got 'x'"),
+        (SecondOrderL2, {"estimator": "exact"}, "estimator must be one of 'local', 'levine', got 'exact'"),
+        (FirstOrderL1, {"region": "pink"}, "region must be one of .* got 'pink'"),
+        (FirstOrderLinf, {"region": -1}, "region must be one of .* got -1"),
+        (ChannelL2, {"region": "ultraviolet"}, "region must be one of .* got 'ultraviolet'"),
+    ],
+)
+def test_bad_parameters_are_refused_by_name_and_value(
+    cls: type[Certificate], arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        cls(**arguments)
+
+
+@every
+def test_every_other_noise_is_refused_naming_both(certificate: Certificate, noise: Noise) -> None:
+    others = [GAUSSIAN, LaplaceNoise(0.4), UNIFORM, SplittingNoise(0.6), ENUMERATED, NORM_POWER, MIXED_NORM, PURE_LINF]
+    refused = [other for other in others if not isinstance(other, certificate.noises)]
+    assert len(refused) >= 4
+    certificate.check_noise(noise)
+    for other in refused:
+        proved = " or ".join(law.__name__ for law in certificate.noises)
+        message = f"certificate {certificate.name} is proved for {proved}, got noise {other!r}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            radii(certificate, other, np.array([N]))
+        with pytest.raises(ValueError, match=f"certificate {certificate.name} is proved for"):
+            Certifier([certificate], n=N).session(HalfSpace(torch.ones(DIM)), other, SHAPE)
+
+
+@every
+def test_missing_evidence_is_refused_by_name(certificate: Certificate, noise: Noise) -> None:
+    for kind in certificate.evidence:
+        found = evidence(np.array([N]))
+        del found[kind]
+        with pytest.raises(ValueError, match=f"certificate {certificate.name} needs the evidence {kind.__name__}, got"):
+            certificate.certify(found, setting(noise, 1))
+    with pytest.raises(ValueError, match="got none"):
+        certificate.certify({}, setting(noise, 1))
+
+
+@every
+@pytest.mark.parametrize("alpha", [0.0, 1.0, -0.1, math.nan])
+def test_alpha_must_be_a_probability(certificate: Certificate, noise: Noise, alpha: float) -> None:
+    with pytest.raises(ValueError, match="alpha must"):
+        radii(certificate, noise, np.array([N]), alpha=alpha)
+
+
+@every
+def test_alpha_is_shared_completely(certificate: Certificate, noise: Noise) -> None:
+    shares = certificate.alpha_split
+    if certificate.exact:
+        assert not shares
+    else:
+        assert all(share > 0 for share in shares.values())
+        assert math.fsum(shares.values()) == pytest.approx(1.0, rel=1e-12)
+
+
+@every
+def test_declarations_are_well_formed(certificate: Certificate, noise: Noise) -> None:
+    assert certificate.norm.partition(":")[0] in ("l1", "l2", "linf")
+    assert certificate.ball in ("open", "closed")
+    assert len({kind.scheme for kind in certificate.evidence}) == 1
+    assert certificate.name == type(certificate).__name__
+    assert certificate.exact == (certificate.evidence[0].scheme == "enumerated")
+    # Fixed, staged, randomized and anytime-valid sampling need a function of the top class's tail.
+    if isinstance(certificate, TopVoteCertificate):
+        assert certificate.evidence == (Votes,)
+        assert certificate.votes_only
+
+
+@every
+@pytest.mark.parametrize("slope", [0.0, 0.05, 0.3])
+def test_radii_at_the_edges(certificate: Certificate, noise: Noise, slope: float) -> None:
+    hits = np.array([0, 1, N // 3, N // 2 - 1, N // 2, N // 2 + 1, N - 1, N])
+    found = radii(certificate, noise, hits, slope=slope)
+    assert found.radius.dtype == np.float64
+    assert found.radius.shape == found.prediction.shape == hits.shape
+    assert np.isfinite(found.radius).all()
+    assert (found.radius >= 0).all()
+    for bound in found.bounds.values():
+        assert bound.shape == hits.shape
+        assert not np.isnan(bound).any()
+    if certificate.exact:
+        assert (found.prediction >= 0).all()
+        return
+    assert ((found.prediction == 1) == (found.radius > 0)).all()
+    assert ((found.prediction == ABSTAIN) == (found.radius == 0)).all()
+    assert found.prediction[:2].tolist() == [ABSTAIN, ABSTAIN]
+    assert found.radius[-1] > 0
+    p_lower = found.bounds.get("p_lower")
+    if p_lower is not None:
+        assert ((p_lower >= 0) & (p_lower <= hits / N)).all()
+
+
+@every_with_step
+@pytest.mark.parametrize("slope", [0.0, 0.05])
+def test_more_votes_never_mean_a_smaller_radius(
+    certificate: Certificate, noise: Noise, step: int, slope: float
+) -> None:
+    # From one half up: below it the votes of an exact law certify another class.
+    hits = np.arange(N // 2, N + 1, step)
+    found = radii(certificate, noise, hits, slope=slope).radius
+    assert (np.diff(found) >= -1e-12 * found.max()).all()
+    assert found[-1] > found[len(found) // 2] > 0
+
+
+@every_with_step
+def test_a_smaller_alpha_never_means_a_larger_radius(certificate: Certificate, noise: Noise, step: int) -> None:
+    hits = np.arange(N // 2, N + 1, 10 * step)
+    strict, loose = (radii(certificate, noise, hits, alpha=alpha).radius for alpha in (1e-4, 0.05))
+    if certificate.exact:
+        assert (strict == loose).all()
+    else:
+        assert (strict <= loose).all()
+        assert strict[-1] < loose[-1]
+
+
+@every
+def test_images_of_a_batch_do_not_affect_each_other(certificate: Certificate, noise: Noise) -> None:
+    hits = np.array([N, 300, 10, 350, N])
+    together = radii(certificate, noise, hits).radius
+    alone = [radii(certificate, noise, hits[i : i + 1]).radius[0] for i in range(len(hits))]
+    assert together == pytest.approx(alone, rel=1e-12, abs=0)
+
+
+@every
+def test_a_tail_certificate_is_monotone_and_its_threshold_is_sound(certificate: Certificate, noise: Noise) -> None:
+    if not isinstance(certificate, TopVoteCertificate):
+        return
+    where = setting(noise, 1)
+    tails = np.concatenate([np.geomspace(1e-12, 0.4, 200), np.linspace(0.4, 1.0, 200)])
+    found = certificate.radius_of_tail(tails, where)
+    assert (np.diff(found) <= 0).all()
+    assert (found >= 0).all()
+    assert (found[tails >= 0.5] == 0).all()
+    for tail in (0.3, 0.05, 1e-3):
+        radius = float(certificate.radius_of_tail(np.array([tail]), where)[0])
+        assert radius > 0
+        threshold = certificate.threshold(radius, where)
+        assert certificate.radius_of_tail(np.array([threshold]), where)[0] >= radius
+        # It is the largest such tail: radii from tables are steps, on which it may lie beyond the tail it came from.
+        assert certificate.radius_of_tail(np.array([threshold * (1 + 1e-9)]), where)[0] < radius
+        assert threshold >= tail * (1 - 1e-9)
+
+
+@every
+def test_through_the_engine_and_back_from_its_record(certificate: Certificate, noise: Noise) -> None:
+    # Class 1 has most of the mass everywhere: the half space leaves a tail of a few percent.
+    network = HalfSpace(torch.ones(DIM), offset=2.0)
+    x = torch.full((2, *SHAPE), 0.5)
+    certifier = Certifier([certificate], n0=20, n=N, alpha=0.01, runtime=Runtime(micro_batch=128))
+    records = certifier.certify(network, noise, x, labels=[1, 0])
+    for record in records:
+        assert record.certificate == certificate.name
+        assert (record.norm, record.ball) == (certificate.norm, certificate.ball)
+        assert record.alpha == (0.0 if certificate.exact else 0.01)
+        assert record.prediction == 1
+        assert record.radius > 0
+        assert sum(record.counts) == record.n == record.n_used
+        assert record.radii == {certificate.name: record.radius}
+    if certificate.votes_only:
+        votes = {Votes: Votes.of(np.array([record.counts for record in records]))}
+        again = recomputed(certificate, votes, noise, records[0].n)
+        assert again.radius.tolist() == [record.radius for record in records]
+        assert {name: float(v[0]) for name, v in again.bounds.items()} == records[0].bounds
+
+
+def recomputed(certificate: Certificate, votes: Mapping[type[Evidence], Evidence], noise: Noise, n: int) -> Radii:
+    top = np.ones(2, dtype=np.int64)
+    return certificate.certify(votes, Setting(noise, 0.01, n, top, np.zeros_like(top), SHAPE))
+
+
+def test_enumerated_votes_must_be_complete() -> None:
+    with pytest.raises(ValueError, match=r"votes must count all 384 outcomes of Deterministic.* got \[400\]"):
+        radii(DeterministicSplittingL1(), DeterministicSplittingNoise(12.0, shape=SHAPE, q=16), np.array([N]))
