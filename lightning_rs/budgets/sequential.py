@@ -92,7 +92,7 @@ class StagedSamples(VoteBudget):
             if not len(active):
                 break
         radii = {c.name: c.from_tail(tail, setting) for c in task.certificates if isinstance(c, TopVoteCertificate)}
-        extra = {
+        extra: dict[str, list[Any]] = {
             "stage": stopped.tolist(),
             "stages": [list(rule.sizes)] * len(used),
             "alphas": [list(rule.alphas)] * len(used),
@@ -170,7 +170,8 @@ class DecideRadius(VoteBudget):
         # A target that no tail certifies needs no samples: nothing can be certified there.
         rule = DecisionRule(threshold, task.alpha, task.n, self.alpha_reject) if threshold > 0 else None
         verdict = np.full(total, int(Verdict.REJECTED if rule is None else Verdict.UNDECIDED), dtype=np.int64)
-        waiting, active, look = list(range(total)), [], np.zeros(total, dtype=np.int64)
+        active: list[int] = []
+        waiting, look = list(range(total)), np.zeros(total, dtype=np.int64)
         # Enough images to fill a few micro-batches even if each needs only the first look.
         capacity = max(1, 4 * task.sampler.prepared.micro_batch // self.first)
         while rule is not None and (waiting or active):
