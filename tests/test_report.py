@@ -232,6 +232,20 @@ def test_theorem_5_is_refused_without_independent_noise_or_with_several_alphas(t
         assert f"No bound on the whole set: {message}" in text
 
 
+def test_what_all_images_share_comes_off_rho(tmp_path: Path) -> None:
+    def bound(shared: float, rho: float) -> float:
+        entry = {**CERTIFICATES[0], "shared_failure": shared}
+        path = tmp_path / f"{shared}-{rho}.jsonl"
+        path.unlink(missing_ok=True)
+        save(path, voted_records(0.05), certificates=[entry])
+        return float(load_runs([path])[0].lower_bound([0.0], rho, "bernstein")[0])
+
+    assert bound(9e-4, 1e-3) == pytest.approx(bound(0.0, 1e-4))
+    assert bound(9e-4, 1e-3) < bound(0.0, 1e-3)
+    with pytest.raises(ValueError, match="rho must exceed the failure probability 0.001 of the table .* got 0.001"):
+        bound(1e-3, 1e-3)
+
+
 def test_theorem_5_holds_on_simulated_records(tmp_path: Path) -> None:
     """Certificates that lie with probability alpha: the bound may exceed the truth in a share rho of the runs."""
     alpha, rho, images, truth, repetitions = 0.2, 0.1, 60, 40, 300

@@ -232,7 +232,7 @@ def certificate_from_dict(spec: Mapping[str, Any]) -> Certificate:
     Raises:
         ValueError: if the class is unknown or its parameters are not accepted.
     """
-    known = {cls.__name__: cls for cls in _subclasses(Certificate) if not inspect.isabstract(cls)}
+    known = {cls.__name__: cls for cls in _subclasses(Certificate) if not inspect.isabstract(cls)}  # type: ignore[type-abstract]
     name = spec.get("class")
     if name not in known:
         raise ValueError(f"certificate must be one of {', '.join(sorted(known))}, got {name!r}")

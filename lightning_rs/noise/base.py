@@ -174,7 +174,7 @@ def noise_from_dict(spec: Mapping[str, Any]) -> Noise:
     Raises:
         ValueError: if the class is unknown or its parameters are not accepted.
     """
-    known = {cls.__name__: cls for cls in _subclasses(Noise) if not getattr(cls, "__abstractmethods__", None)}
+    known = {cls.__name__: cls for cls in _subclasses(Noise) if not getattr(cls, "__abstractmethods__", None)}  # type: ignore[type-abstract]
     name = spec.get("class")
     if name not in known:
         raise ValueError(f"noise must be one of {', '.join(sorted(known))}, got {name!r}")

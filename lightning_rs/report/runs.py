@@ -120,8 +120,6 @@ class Run:
         if shared >= rho:
             spent = f"{shared:g} of the table of {self.name}"
             raise ValueError(f"rho must exceed the failure probability {spent}, got {rho:g}")
-                f"rho must exceed the failure probability {shared:g} of the table of {self.name}, got {rho:g}"
-            )
         alpha = self.records[0].alpha
         if alpha == 0:
             return self.accuracy(radii)
