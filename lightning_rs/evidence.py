@@ -317,8 +317,9 @@ class PairProducts(Evidence):
     @classmethod
     def empty(cls, plan: Plan) -> Self:
         """Return zero sums of shape (B,)."""
-        if plan.n < 2:
-            raise ValueError(f"n must be at least one pair for {cls.__name__}, got {plan.n}")
+        if plan.n < 2 or plan.n % 2:
+            # With an odd n the images after the first would lose pairs at the ends of micro-batches.
+            raise ValueError(f"n must be even and at least 2 for {cls.__name__}, got {plan.n}")
         return cls(
             torch.zeros(plan.images, dtype=torch.float64, device=plan.device), plan.top.to(plan.device), plan.n // 2
         )
