@@ -45,6 +45,11 @@ class FirstOrderL1(Certificate):
         self.norm = qualified("l1", region)
 
     @property
+    def name(self) -> str:
+        """The class, and the region if there is one: several regions can be listed in one run."""
+        return qualified(type(self).__name__, self.region)
+
+    @property
     def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
         """Share of alpha of each event."""
         return ALPHA_SHARES["first_order_l1" if self.with_l2 else "first_order_l1_without_l2"]
@@ -85,6 +90,11 @@ class FirstOrderLinf(Certificate):
         self.with_l2 = with_l2
         self.region = region
         self.norm = qualified("linf", region)
+
+    @property
+    def name(self) -> str:
+        """The class, and the region if there is one: several regions can be listed in one run."""
+        return qualified(type(self).__name__, self.region)
 
     @property
     def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]

@@ -37,7 +37,7 @@ class LargestRadius(Certificate):
         self.certificates = tuple(
             certificate_from_dict(each) if isinstance(each, Mapping) else each for each in certificates
         )
-        if len({(type(each), repr(each)) for each in self.certificates}) < 2:
+        if len({repr(each) for each in self.certificates}) != len(self.certificates) or len(self.certificates) < 2:
             raise ValueError(f"certificates must be two or more different ones, got {list(self.certificates)}")
         for name, values in (
             ("norm", {each.norm for each in self.certificates}),
@@ -75,8 +75,17 @@ class LargestRadius(Certificate):
         """Share of alpha of each event of each certificate."""
         k = len(self.certificates)
         return {
-            f"{each.name}.{event}": share / k for each in self.certificates for event, share in each.alpha_split.items()
+            f"{label}.{event}": share / k
+            for label, each in zip(self._labels, self.certificates, strict=True)
+            for event, share in each.alpha_split.items()
         }
+
+    @property
+    def _labels(self) -> list[str]:
+        names = [each.name for each in self.certificates]
+        return [
+            name if names.count(name) == 1 else repr(each) for name, each in zip(names, self.certificates, strict=True)
+        ]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         share = setting.alpha / len(self.certificates)
@@ -87,10 +96,10 @@ class LargestRadius(Certificate):
         columns = np.arange(radius.shape[1])
         prediction = np.stack([radii.prediction for radii in found])[best, columns]
         bounds = {
-            f"{each.name}.{name}": values
-            for each, radii in zip(self.certificates, found, strict=True)
+            f"{label}.{name}": values
+            for label, radii in zip(self._labels, found, strict=True)
             for name, values in radii.bounds.items()
         }
         largest = radius[best, columns]
-        notes = {int(row): f"by {self.certificates[best[row]].name}" for row in columns if prediction[row] != ABSTAIN}
+        notes = {int(row): f"by {self._labels[best[row]]}" for row in columns if prediction[row] != ABSTAIN}
         return Radii(prediction, largest, bounds, notes)

@@ -75,6 +75,11 @@ class ChannelL2(SubspaceCertificate):
         self.with_outside = with_outside
         self.norm = qualified("l2", region)
 
+    @property
+    def name(self) -> str:
+        """The class, and the region if there is one: several regions can be listed in one run."""
+        return qualified(type(self).__name__, self.region)
+
     def split_bounds(
         self, means: GradientMeans, setting: Setting, alpha_inside: float, alpha_outside: float
     ) -> tuple[Interval, Interval]:

@@ -168,7 +168,7 @@ def _runs(file: Path, name: str) -> list[Run]:
     header, records = read_records(file)
     if not records:
         raise ValueError(f"{file}: no image is recorded yet")
-    entries = {entry["class"]: entry for entry in header.binding["certificates"]}
+    entries = {entry.get("name", entry["class"]): entry for entry in header.binding["certificates"]}
     own = records[0].certificate
     first = Run(name, header, own, records, entries.get(own, {}))
     if len(records[0].radii) < 2 or records[0].mode == "decision":

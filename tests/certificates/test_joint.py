@@ -2,15 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 
 from lightning_rs.certificates.base import Setting, certificate_from_dict, certificate_to_dict
 from lightning_rs.certificates.dipole import DipoleL2
+from lightning_rs.certificates.first_order_norms import FirstOrderL1
 from lightning_rs.certificates.gaussian_l2 import GaussianL2, GaussianLinf, GaussianTwoClassL2
 from lightning_rs.certificates.joint import LargestRadius
 from lightning_rs.certificates.laplace import LaplaceL1
+from lightning_rs.certificates.subspace import ChannelL2
 from lightning_rs.certificates.uniform import UniformL1
+from lightning_rs.certifier import Certifier
 from lightning_rs.evidence import Votes
 from lightning_rs.noise import GaussianNoise
+from tests.helpers import HalfSpace
 
 COUNTS = np.array([[900, 60, 40], [520, 240, 240], [400, 350, 250], [1000, 0, 0]])
 
@@ -54,3 +59,14 @@ def test_what_cannot_be_joined(parts: list, message: str) -> None:
 def test_certificates_without_a_common_noise() -> None:
     with pytest.raises(ValueError, match="share a noise"):
         LargestRadius([LaplaceL1(), UniformL1()])
+
+
+def test_two_regions_of_one_theorem_have_two_names() -> None:
+    certificates = [ChannelL2("red"), ChannelL2("green"), FirstOrderL1(region="blue"), FirstOrderL1()]
+    names = ["ChannelL2:red", "ChannelL2:green", "FirstOrderL1:blue", "FirstOrderL1"]
+    assert [certificate.name for certificate in certificates] == names
+    network = HalfSpace(torch.ones(12))
+    images = torch.full((1, 3, 2, 2), 0.2)
+    record = Certifier(certificates, n=200, alpha=0.05).certify(network, GaussianNoise(0.5), images)[0]
+    assert list(record.radii) == names
+    assert record.norm == "l2:red"
