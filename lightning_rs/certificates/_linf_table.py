@@ -32,8 +32,8 @@ from lightning_rs.certificates._linf_statistics import (
     PureCorner,
     sign_patterns,
 )
+from lightning_rs.certificates._tail_bounds import one_step_tail_lower
 from lightning_rs.checks import FloatArray
-from lightning_rs.statistics.accuracy import empirical_bernstein_lower
 
 FORMAT = 1
 #: The radii span Phi^-1(p) from 0.02 to 0.25 coarsely and from there to 5.2 in steps of about 1 %.
@@ -123,8 +123,8 @@ def build_table(settings: TableSettings) -> LinfTable:
     radii = np.concatenate([np.geomspace(first, middle, COARSE, endpoint=False), np.geomspace(middle, last, FINE)])
     medians = np.array([float(law.log_ratio(pilot, r).median()) for r in radii])
     mean, variance = _means(settings, radii, medians, signs, generator)
-    lower = empirical_bernstein_lower(mean, variance, settings.draws, settings.beta / len(radii)) - LAW_ERROR
-    tails = np.exp(medians) * np.maximum(lower - 0.5, 0.0) * (1.0 - 1e-9)
+    mean = np.maximum(mean - LAW_ERROR, 0.0)
+    tails = one_step_tail_lower(mean, variance, settings.draws, settings.beta / len(radii), medians) * (1.0 - 1e-9)
     # p* grows with r, so what holds at a larger radius holds at a smaller one.
     return LinfTable(radii * (1.0 - 1e-9), np.maximum.accumulate(tails[::-1])[::-1])
 

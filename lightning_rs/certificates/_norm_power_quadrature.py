@@ -23,7 +23,7 @@ from scipy.interpolate import BSpline, make_interp_spline
 
 from lightning_rs.checks import FloatArray
 
-NODES = 64  # Gauss-Legendre nodes a piece
+NODES = 64  # Gauss-Legendre nodes a part
 REACH = 12.0  # rho runs over Phi^-1(cumulative probability) in [-12, 12]: 2e-33 of the mass is left out
 SMOOTH_FROM = 40  # from this dimension on the integrand has no kink that quadrature could notice
 
@@ -35,7 +35,7 @@ class LogRatioLaw:
     Attributes:
         dim: number d >= 2 of coordinates.
         k: power of the norm, 0 <= k < d.
-        panels: pieces into which rho is cut when d >= 40; k close to d needs many.
+        panels: parts into which each smooth piece is cut; k close to d needs many.
     """
 
     dim: int
@@ -114,10 +114,12 @@ class LogRatioLaw:
     def _kinked_grid(self, s: FloatArray, r: FloatArray) -> tuple[FloatArray, FloatArray]:
         ends = np.full((*s.shape, 2), (-REACH, REACH))
         kinks = np.clip(self._to_normal(self._kinks(s, r)), -REACH, REACH)
-        x, weight = _gauss_legendre()
+        edges = np.sort(np.concatenate([ends, kinks], axis=-1), axis=-1)
+        inner = edges[..., :-1, None] + np.diff(edges)[..., None] * np.arange(self.panels) / self.panels
+        edges = np.concatenate([inner.reshape(*s.shape, -1), edges[..., -1:]], axis=-1)
         # At a kink the integrand can have a root singularity: x -> (3x - x^3)/2 clusters nodes there.
-        x, weight = 0.5 * x * (3.0 - x * x), weight * 1.5 * (1.0 - x * x)
-        return self._grid(np.sort(np.concatenate([ends, kinks], axis=-1), axis=-1), x, weight)
+        x, weight = _gauss_legendre()
+        return self._grid(edges, 0.5 * x * (3.0 - x * x), weight * 1.5 * (1.0 - x * x))
 
     def _grid(self, edges: FloatArray, x: FloatArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return radii and weights, shape (..., pieces * nodes), from piece edges in the normal score of rho."""

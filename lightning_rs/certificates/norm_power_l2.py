@@ -245,7 +245,7 @@ def radius_table(dim: int, k: float) -> RadiusTable:
 @lru_cache(maxsize=32)
 def converged_law(dim: int, k: float) -> LogRatioLaw:
     """Return the law of the log likelihood ratio on a quadrature fine enough for (d, k)."""
-    probes = np.array([0.05, 0.5, 2.0, 6.0]) * math.sqrt((dim - k) / dim)
+    probes = np.geomspace(0.01, 7.0, 8) * math.sqrt((dim - k) / dim)
     law, scores = LogRatioLaw(dim, k), LogRatioLaw(dim, k).score_needed(probes)
     while law.panels <= 256:
         finer = LogRatioLaw(dim, k, 2 * law.panels)
@@ -260,10 +260,12 @@ def _two_class_radius(tail: FloatArray, other: FloatArray, dim: int, k: float) -
     """Return r in units of sigma with (least probability of the class) = (greatest of any other), rounded down."""
     law, radius = converged_law(dim, k), np.zeros(tail.shape)
     radius[tail == 0.0] = np.inf
-    todo = (1.0 - tail > other) & (tail > 0.0)
-    top, rival = -ndtri(tail[todo]), -ndtri(np.maximum(other[todo], 1e-300))
+    top, rival = -ndtri(tail), -ndtri(np.maximum(other, 1e-300))
+    # A smaller gap between the scores is rounding, and certifies nothing worth having.
+    todo = (top + rival > 1e-9) & (tail > 0.0)
     if not todo.any():
         return radius
+    top, rival = top[todo], rival[todo]
 
     def excess(log_r: FloatArray) -> FloatArray:
         r = np.exp(log_r)

@@ -129,7 +129,7 @@ def mixed_norm_log_ratio(z: ArrayLike, delta: ArrayLike, sigma: float, k_inf: fl
     z, delta, sigma = _log_ratio_arguments(z, delta, sigma, k_inf + k_2)
     check_nonnegative("k_2", k_2)
     exponent = (delta * (2.0 * z - delta)).sum(-1) / (2.0 * sigma * sigma)
-    return exponent - k_inf * _log_growth(z, delta, np.inf) - k_2 * _log_growth(z, delta, 2)
+    return exponent - _power_of_growth(k_inf, z, delta, np.inf) - _power_of_growth(k_2, z, delta, 2)
 
 
 def pure_linf_log_ratio(z: ArrayLike, delta: ArrayLike, sigma: float, k: float) -> FloatArray:
@@ -141,7 +141,7 @@ def pure_linf_log_ratio(z: ArrayLike, delta: ArrayLike, sigma: float, k: float) 
     """
     z, delta, sigma = _log_ratio_arguments(z, delta, sigma, k)
     before, after = (np.abs(v).max(-1) for v in np.broadcast_arrays(z, z - delta))
-    return -k * _log_growth(z, delta, np.inf) - (after - before) * (after + before) / (2.0 * sigma * sigma)
+    return -_power_of_growth(k, z, delta, np.inf) - (after - before) * (after + before) / (2.0 * sigma * sigma)
 
 
 class _TableCertificate(TopVoteCertificate):
@@ -209,11 +209,13 @@ def _log_ratio_arguments(
     return as_float64("z", z), as_float64("delta", delta), float(check_positive("sigma", sigma))
 
 
-def _log_growth(z: FloatArray, delta: FloatArray, order: float) -> FloatArray:
-    """Return log(||z - delta|| / ||z||), 0 where delta = 0."""
+def _power_of_growth(k: float, z: FloatArray, delta: FloatArray, order: float) -> FloatArray:
+    """Return ``k log(||z - delta|| / ||z||)``, 0 where the norms are equal or k is 0."""
     before, after = (np.linalg.norm(v, order, axis=-1) for v in np.broadcast_arrays(z, z - delta))
+    if k == 0:
+        return np.zeros(before.shape)[()]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(before == after, 0.0, np.log(after) - np.log(before))
+        return k * np.where(before == after, 0.0, np.log(after) - np.log(before))
 
 
 def _settings(
