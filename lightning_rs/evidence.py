@@ -6,9 +6,10 @@ host synchronisation. After the pass, numbers are read as numpy arrays in float6
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
@@ -88,6 +89,15 @@ class Evidence(ABC):
     scheme: ClassVar[Scheme]
     needs_fixed_n: ClassVar[bool] = False
     needs_margin: ClassVar[bool] = False
+    per_image: ClassVar[tuple[str, ...]] = ()  # names of the tensors that have one row an image
+
+    @final
+    def image(self, row: int) -> Self:
+        """Return the evidence of one image of the batch."""
+        one = copy.copy(self)
+        for name in self.per_image:
+            setattr(one, name, getattr(self, name)[row : row + 1])
+        return one
 
     @classmethod
     @abstractmethod
@@ -107,6 +117,7 @@ class Votes(Evidence):
     """Class counts of independent noisy copies: ``counts`` has shape (B, C)."""
 
     scheme: ClassVar[Scheme] = "iid"
+    per_image: ClassVar[tuple[str, ...]] = ("_counts",)
 
     def __init__(self, counts: Tensor) -> None:
         self._counts = counts
@@ -144,6 +155,7 @@ class EnumeratedVotes(Votes):
 
     scheme: ClassVar[Scheme] = "enumerated"
     needs_margin: ClassVar[bool] = True
+    per_image: ClassVar[tuple[str, ...]] = ("_counts", "_doubtful")
 
     def __init__(self, counts: Tensor, doubtful: Tensor | None = None, tolerance: float = 0.0) -> None:
         super().__init__(counts)
@@ -183,6 +195,7 @@ class PairVotes(Evidence):
     """
 
     scheme: ClassVar[Scheme] = "antithetic"
+    per_image: ClassVar[tuple[str, ...]] = ("_both", "_one")
 
     def __init__(self, both: Tensor, exactly_one: Tensor) -> None:
         self._both = both
@@ -233,6 +246,7 @@ class GradientSums(Evidence):
 
     scheme: ClassVar[Scheme] = "iid"
     needs_fixed_n: ClassVar[bool] = True
+    per_image: ClassVar[tuple[str, ...]] = ("_sums", "_top")
 
     def __init__(self, sums: Tensor, top: Tensor, boundary: int, sizes: tuple[int, int], order: Tensor | None) -> None:
         self._sums = sums
@@ -308,6 +322,7 @@ class PairProducts(Evidence):
 
     scheme: ClassVar[Scheme] = "iid"
     needs_fixed_n: ClassVar[bool] = True
+    per_image: ClassVar[tuple[str, ...]] = ("_sums", "_top")
 
     def __init__(self, sums: Tensor, top: Tensor, pairs: int) -> None:
         self._sums = sums

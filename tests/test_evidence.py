@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,6 +215,32 @@ def test_pair_products(n: int, size: int) -> None:
 def test_too_few_samples_are_refused(kind: type[Evidence], n: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         kind.empty(Samples(n).plan())
+
+
+@pytest.mark.parametrize("kind", [Votes, EnumeratedVotes, PairVotes, GradientSums, PairGradientSums, PairProducts])
+def test_the_evidence_of_one_image(kind: type[Evidence]) -> None:
+    def numbers(found: Evidence) -> list[NDArray[Any]]:
+        if isinstance(found, EnumeratedVotes):
+            return [found.counts, found.doubtful]
+        if isinstance(found, Votes):
+            return [found.counts]
+        if isinstance(found, PairVotes):
+            return [found.both, found.exactly_one]
+        if isinstance(found, GradientSums):
+            return list(found.means(0.5))
+        assert isinstance(found, PairProducts)
+        return [found.mean]
+
+    samples = Samples(40, antithetic=kind.scheme == "antithetic")
+    whole = kind.empty(samples.plan(order=torch.tensor([2, 0, 3, 1]), tolerance=0.3))
+    samples.show(whole, 16)
+    before = [values.copy() for values in numbers(whole)]
+    for row in range(3):
+        one = whole.image(row)
+        assert type(one) is kind
+        for all_images, own in zip(before, numbers(one), strict=True):
+            assert np.array_equal(all_images[row : row + 1], own)
+    assert all(np.array_equal(a, b) for a, b in zip(before, numbers(whole), strict=True))
 
 
 def test_declarations() -> None:
