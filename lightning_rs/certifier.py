@@ -134,7 +134,7 @@ class Certifier:
         """Return the configuration as plain values: what binds a record file."""
         return {
             "certificates": [
-                {**certificate_to_dict(c), "norm": c.norm, "alpha_split": dict(c.alpha_split)}
+                {**certificate_to_dict(c), "name": c.name, "norm": c.norm, "alpha_split": dict(c.alpha_split)}
                 for c in self.certificates
             ],
             "n0": self.n0,
