@@ -55,6 +55,7 @@ from lightning_rs.evidence import Votes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise, matched_sigma
+from lightning_rs.statistics.accuracy import empirical_bernstein_lower
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, simultaneous_tail_bounds
 from tests.certificates.brute_force import axial_grid, cube_grid, polar_grid, score_needed, worst_case
 from tests.oracles import oracle_cases
@@ -340,6 +341,14 @@ def test_tail_bounds_are_valid_and_the_one_step_bound_is_tighter():
     assert two_step_tail_lower([0.0, 1.0], [0.0, 1.0], 1e-6) == 0.0
 
 
+def test_two_step_bound_by_hand():
+    first, second = np.linspace(-3, 3, 1000), np.linspace(-4, 4, 500)
+    m = first[median_order_index(1000, 0.05) - 1]
+    value = np.exp(second - m) * (second < m)
+    wanted = np.exp(m) * empirical_bernstein_lower(value.mean(), value.var(ddof=1), 500, 0.05)
+    assert two_step_tail_lower(first[::-1], second, 0.1) == pytest.approx(wanted, rel=1e-12)
+
+
 # ---------------------------------------------------------------- statistics of the corner
 
 
@@ -408,7 +417,7 @@ def corner_score(family: CornerFamily, r: float, rows: int, patterns: int, seed:
 
 
 @pytest.mark.parametrize("case", oracle_cases("zhang_inf_pstar_mc"))
-@pytest.mark.parametrize("rows", [800, pytest.param(50_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rows", [800, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_linf_oracles_within_five_standard_errors(case, rows):
     i, e = case["inputs"], case["expected"]
     rows = rows if i["d"] > 2 else 100 * rows
@@ -497,6 +506,31 @@ def test_tables_fail_no_more_often_than_beta_and_a_planted_mistake_is_caught():
             wrong[kind] += bool((table.tails > bound * (1 + 1e-3))[inside].any())
     assert wrong["sound"] <= 13
     assert wrong["planted"] > 13
+
+
+def test_table_hands_the_right_numbers_to_the_bound(monkeypatch):
+    """Fresh draws after the pilot, medians from the pilot alone, one event of beta / J a radius."""
+    settings, seen = small("mixed", 10, 3.0, 1.0, draws=2500, beta=1e-3), {}
+
+    def spy(mean, variance, n, beta, m):
+        seen.update(mean=mean, variance=variance, n=n, beta=beta, m=m)
+        return one_step_tail_lower(mean, variance, n, beta, m)
+
+    monkeypatch.setattr(_linf_table, "one_step_tail_lower", spy)
+    table = build_table(settings)
+    assert seen["n"] == 2500
+    assert seen["beta"] * len(table.radii) == pytest.approx(1e-3)
+    law, generator = MixedCorner(10, 3.0, 1.0), torch.Generator().manual_seed(0)
+    signs = sign_patterns(10, 8, generator)
+    pilot = law.draw(1000, signs, generator)
+    chunks = [law.draw(rows, signs, generator) for rows in (2000, 500)]
+    for j in (0, 100, 250, -1):
+        r = table.radii[j] / (1 - 1e-9)
+        m = float(law.log_ratio(pilot, r).median())
+        assert seen["m"][j] == pytest.approx(m, rel=1e-9)
+        weight = np.concatenate([np.minimum(1, np.exp(law.log_ratio(c, r).numpy() - m)).mean(1) for c in chunks])
+        assert seen["mean"][j] == pytest.approx(weight.mean() - _linf_table.LAW_ERROR, rel=1e-9)
+        assert seen["variance"][j] == pytest.approx(weight.var(ddof=1), rel=1e-9)
 
 
 def test_table_lookup():
