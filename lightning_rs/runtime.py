@@ -8,6 +8,7 @@ resume it.
 from __future__ import annotations
 
 import copy
+import functools
 import time
 import warnings
 from collections.abc import Callable
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 
 from lightning_rs.checks import check_at_least, check_choice
 from lightning_rs.networks.fold import fold_batchnorm
+from lightning_rs.networks.fuse import fuse_for_cpu
+from lightning_rs.workers import Workers, one_thread
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
-# Numbers of one micro-batch of inputs that keep activations of small networks in cache (CPU), or fill a GPU.
-_CPU_NUMBERS = 1 << 19
+# Numbers of one micro-batch of inputs that keep activations of small networks in one core's cache, or fill a GPU.
+_CPU_NUMBERS = 1 << 17
 _GPU_NUMBERS = 1 << 23
 _CANDIDATES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -38,16 +41,20 @@ class Runtime:
             ``16-true``. On a CPU with bfloat16 instructions, ``bf16-true`` is usually the fastest.
         channels_last: run convolutions on images in (H, W, C) memory order.
         fold: fold BatchNorm into the preceding convolution.
+        fuse: let convolutions add and rectify in place, and use oneDNN's weight layout (CPU only, without ``compile``;
+            see :func:`~lightning_rs.networks.fuse.fuse_for_cpu`).
         compile: compile with ``torch.compile`` for the one micro-batch shape; a failure falls back with a warning.
         micro_batch: rows of the one shape that the network ever sees; ``auto`` derives it from device and input
             size, so that two runs agree; ``tune`` times candidates at start and records the winner.
-        threads: CPU threads; None keeps torch's setting. Recorded.
+        threads: micro-batches at work at a time on a CPU, each on one thread; None takes torch's number of threads.
+            Results do not depend on it.
         cuda_graph: replay the forward pass as a CUDA graph (CUDA only; ignored elsewhere).
     """
 
     precision: Precision = "32-true"
     channels_last: bool = True
     fold: bool = True
+    fuse: bool = True
     compile: bool = False
     micro_batch: int | Literal["auto", "tune"] = "auto"
     threads: int | None = None
@@ -110,6 +117,8 @@ class PreparedNetwork:
         order: permutation with ``row = image.flatten()[order]``, or None for the identity (C, H, W).
         num_classes: number of logits.
         compiled: whether the compiled network runs; false if compilation was not asked for or failed.
+        fused: whether the fused network runs; false where it does not apply, see ``remarks``.
+        workers: the threads on which micro-batches may be run side by side.
         remarks: what differs from the configuration, and why.
     """
 
@@ -117,22 +126,27 @@ class PreparedNetwork:
         self, config: Runtime, network: nn.Module, shape: tuple[int, ...], device: torch.device, micro_batch: int | None
     ) -> None:
         _check_supported(config.precision, device)
-        if config.threads is not None and device.type == "cpu":
-            torch.set_num_threads(config.threads)
         self.config = config
         self.shape = tuple(shape)
         self.device = device
         self.remarks: list[str] = []
+        self.workers = Workers(config.threads or torch.get_num_threads()) if device.type == "cpu" else Workers()
+        if device.type == "cpu":
+            _keep_freed_memory()
+            self.remarks += _slow_precision(config.precision)
         self.channels_last = config.channels_last and len(shape) == 3
         self.dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(config.precision, torch.float32)
         self.order = _channels_last_order(self.shape, device) if self.channels_last else None
         self._eager = self._copy(network)
         self._forward: Callable[[Tensor], Tensor] = self._eager
+        self._graph: _CudaGraph | None = None
         self.num_classes = self._count_classes()
         size = self._choose_micro_batch() if micro_batch is None else check_at_least("micro_batch", micro_batch, 2)
         self.micro_batch = size + size % 2  # even: both members of an antithetic pair share a micro-batch
         self.compiled = config.compile and self._compile()
-        self._graph = _CudaGraph(self._logits, self.buffer()) if config.cuda_graph and device.type == "cuda" else None
+        self.fused = config.fuse and not self.compiled and self._fuse(self.micro_batch)
+        if config.cuda_graph and device.type == "cuda":
+            self._graph = _CudaGraph(self._logits, self.buffer())
 
     def buffer(self, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
         """Return an empty flat buffer, (rows or micro_batch, d), in the input dtype."""
@@ -148,7 +162,10 @@ class PreparedNetwork:
         """Return the logits (m, C) in float32 of one full micro-batch, flat (m, d) in the engine's order."""
         if self._graph is not None:
             return self._graph(rows)
-        return self._logits(rows)
+        if self.device.type != "cpu":
+            return self._logits(rows)
+        with one_thread():  # on more threads the rounding could differ
+            return self._logits(rows)
 
     def labels(self, rows: Tensor) -> Tensor:
         """Return the labels (m,) of one full micro-batch; ties go to the lowest index."""
@@ -156,17 +173,15 @@ class PreparedNetwork:
 
     def describe(self) -> dict[str, Any]:
         """Return what ran, as plain values: binding for a record file."""
-        described = {
+        return {
             "precision": self.config.precision,
             "channels_last": self.channels_last,
             "folded": self.config.fold,
+            "fused": self.fused,
             "compiled": self.compiled,
             "micro_batch": self.micro_batch,
             "device": self.device.type,
         }
-        if self.device.type == "cpu":
-            described["threads"] = torch.get_num_threads()
-        return described
 
     @torch.inference_mode()
     def probe(self, network: nn.Module, rows: Tensor) -> Probe:
@@ -183,7 +198,7 @@ class PreparedNetwork:
         if not torch.isfinite(own).all():
             raise ValueError(f"the network gives NaN or infinite logits at precision {self.config.precision}")
         reference = PreparedNetwork(
-            Runtime(channels_last=False, fold=False), network, self.shape, self.device, self.micro_batch
+            Runtime(channels_last=False, fold=False, fuse=False), network, self.shape, self.device, self.micro_batch
         )
         plain = rows if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
         changed = (reference.labels(plain) != own.argmax(1)).float().mean()
@@ -251,12 +266,14 @@ class PreparedNetwork:
     def _rate(self, size: int) -> float:
         rows = self.buffer(size)
         try:
-            self._logits(rows)
+            if self.config.fuse:
+                self._fuse(size)
+            self.logits(rows)
             self._synchronize()
             best = 0.0
             for _ in range(3):
                 start = time.perf_counter()
-                self._logits(rows)
+                self.logits(rows)
                 self._synchronize()
                 best = max(best, size / (time.perf_counter() - start))
         except torch.OutOfMemoryError:
@@ -268,10 +285,28 @@ class PreparedNetwork:
             torch.cuda.synchronize(self.device)
 
     @torch.inference_mode()
+    def _fuse(self, size: int) -> bool:
+        """Run the fused network from now on, made for micro-batches of ``size`` rows, if that can be done."""
+        self._forward = self._eager
+        if self.device.type != "cpu" or not self.channels_last or self.config.precision == "bf16-mixed":
+            return False
+        try:
+            rows = torch.rand(size, self.buffer(1).shape[1], generator=torch.Generator().manual_seed(0))
+            self._forward = fuse_for_cpu(self._eager, self._view(rows.to(self.dtype)))
+            return True
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # torch.fx fails in as many ways as models have control flow
+            reason = (str(error).splitlines() or [""])[0]
+            remark = f"layers not fused: {type(error).__name__}: {reason}"
+            self.remarks += [] if remark in self.remarks else [remark]
+            return False
+
+    @torch.inference_mode()
     def _compile(self) -> bool:
         try:
             self._forward = torch.compile(self._eager, fullgraph=False, dynamic=False)
-            self._logits(self.buffer())
+            self.logits(self.buffer())
             return True
         except Exception as error:  # the compiler raises anything from a missing g++ to internal errors
             self._forward = self._eager
@@ -320,3 +355,22 @@ def _check_supported(precision: str, device: torch.device) -> None:
 def _channels_last_order(shape: tuple[int, ...], device: torch.device) -> Tensor:
     positions = torch.arange(int(torch.Size(shape).numel()), device=device)
     return positions.view(shape).permute(1, 2, 0).flatten()
+
+
+def _slow_precision(precision: str) -> list[str]:
+    """Say when a CPU has no instructions for the precision that was asked for."""
+    features = torch.cpu.get_capabilities()
+    fast = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
+    if not precision.startswith("bf16") or fast:
+        return []
+    return [f"this CPU has no bfloat16 instructions: precision {precision} may be slower than 32-true"]
+
+
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let freed activations be used again instead of going back to the system, a page fault each 4 KiB.
+
+    Freeing a block just below 32 MiB raises the sizes from which glibc maps blocks one by one and trims its heap;
+    without it page faults take 7-11% of a small network's time. It does nothing on other systems.
+    """
+    torch.empty((32 << 20) - (64 << 10), dtype=torch.uint8)

@@ -1,14 +1,18 @@
 """The hot loop, the only one: noisy copies through the network into evidence.
 
 Samples of several images share micro-batches of one fixed shape; memory does not grow with n; counts stay on
-the device and the host never waits for a micro-batch. A sample depends on its stream key and its image only,
-so batches, ranks and shards merely schedule micro-batches.
+the device and the host never waits for a micro-batch of an accelerator. A sample depends on its stream key and its
+image only, so batches, ranks, shards and threads merely schedule micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,6 +22,7 @@ from lightning_rs.evidence import Evidence, Observation, Plan, Scheme, Segment
 from lightning_rs.noise.base import EnumeratedNoise, Noise
 from lightning_rs.runtime import PreparedNetwork
 from lightning_rs.streams import Purpose, Streams, chunk_size
+from lightning_rs.workers import one_thread
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,83 @@ class _Piece:
     first: int
     count: int
     chunk: int
+
+
+class _Carry:
+    """Rows drawn for one micro-batch that belong to the next one, which may be filled by another thread."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Event()
+        self._rows: tuple[Tensor, ...] = ()
+
+    def give(self, rows: tuple[Tensor, ...]) -> None:
+        """Keep copies of the rows: their buffers will be used again."""
+        self._rows = tuple(part.clone() for part in rows)
+        self._ready.set()
+
+    def abandon(self) -> None:
+        """Let nobody wait for rows that an error prevented."""
+        self._ready.set()
+
+    def take(self) -> tuple[Tensor, ...]:
+        """Wait for the rows and return them."""
+        self._ready.wait()
+        return self._rows
+
+
+@dataclass
+class _Batch:
+    """What one micro-batch holds: rows carried over from the one before, then pieces, the last perhaps too long."""
+
+    size: int
+    before: _Carry | None = None
+    after: _Carry | None = None
+    pieces: list[tuple[_Piece, slice]] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    filled: int = 0
+
+    def add(self, piece: _Piece) -> None:
+        """Append a piece."""
+        rows = slice(self.filled, self.filled + piece.count)
+        self.pieces.append((piece, rows))
+        self.segments.append(Segment(piece.image, rows.start, rows.stop, piece.first))
+        self.filled = rows.stop
+
+    def next(self) -> _Batch:
+        """Return the micro-batch that begins with the rows that this one has too many."""
+        if self.filled == self.size:
+            return _Batch(self.size)
+        last = self.segments[-1]
+        left = Segment(last.image, 0, last.stop - self.size, last.first + self.size - last.start)
+        self.segments[-1] = Segment(last.image, last.start, self.size, last.first)
+        self.filled, self.after = self.size, _Carry()
+        return _Batch(self.size, before=self.after, segments=[left], filled=left.stop)
+
+
+class _Slot:
+    """Buffers and generator of one micro-batch at work; the last rows hold what is carried over."""
+
+    def __init__(self, prepared: PreparedNetwork, chunk: int) -> None:
+        self.generator = torch.Generator(device=prepared.device)
+        self.inputs = prepared.buffer(prepared.micro_batch + chunk)
+        self.variates = prepared.buffer(prepared.micro_batch + chunk, torch.float32)
+        self.half = prepared.buffer(chunk // 2, torch.float32)
+
+    def rows(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Return some rows of the inputs and of the variates."""
+        return self.inputs[rows], self.variates[rows]
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One call of :meth:`Sampler.collect`."""
+
+    flat: Tensor
+    indices: tuple[int, ...]
+    streams: Streams
+    scheme: Scheme
+    part: int
+    margin: bool
 
 
 class Sampler:
@@ -58,12 +140,10 @@ class Sampler:
         self.on_samples = on_samples
         self.tolerance = 0.0  # logit margin inside which enumerated votes count as adversarial
         dim = int(torch.Size(prepared.shape).numel())
-        self._chunk = min(chunk_size(dim), prepared.micro_batch)
-        self._generator = torch.Generator(device=prepared.device)
-        rows = prepared.micro_batch + self._chunk
-        self._inputs = prepared.buffer(rows)
-        self._variates = prepared.buffer(rows, torch.float32)
-        self._spare = prepared.buffer(self._chunk, torch.float32)
+        self._chunk = min(chunk_size(dim, prepared.device.type), prepared.micro_batch)
+        # One more than there are workers: a worker goes on while its last micro-batch enters the evidence.
+        count = prepared.workers.count
+        self._slots = [_Slot(prepared, self._chunk) for _ in range(count + 1 if count > 1 else 1)]
 
     @torch.inference_mode()
     def collect(
@@ -107,16 +187,20 @@ class Sampler:
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose)
-        for seen in self._observe(flat, indices, streams, count, scheme, part, self._measures_margin(kinds)):
-            for each in evidence.values():
-                each.update(seen)
+        run = _Pass(flat, tuple(int(i) for i in indices), streams, scheme, part, self._measures_margin(kinds))
+        batches = _batches(_pieces(len(flat), count, self._chunk), self.prepared.micro_batch)
+        # One thread: sums in float64 would otherwise depend on how many there are.
+        with one_thread() if self.prepared.device.type == "cpu" else nullcontext():
+            for seen in self._observe(run, batches):
+                for each in evidence.values():
+                    each.update(seen)
         return evidence
 
     def draw_rows(self, images: Tensor, purpose: Purpose = "probe") -> Tensor:
         """Return one micro-batch of noisy rows in float32, cycling through the images, for probing."""
         flat = self.prepared.flatten(images)
         rows = flat[torch.arange(self.prepared.micro_batch, device=flat.device) % len(flat)]
-        generator = Streams(self.seed, self.classifier, purpose).seed_(self._generator, 0, 0, 0)
+        generator = Streams(self.seed, self.classifier, purpose).seed_(self._slots[0].generator, 0, 0, 0)
         variates = torch.empty_like(rows)
         self.noise.draw_(variates, generator)
         out = torch.empty_like(rows)
@@ -138,69 +222,76 @@ class Sampler:
             raise ValueError(f"antithetic pairs need symmetric additive noise, got {self.noise!r}")
         return scheme
 
-    def _observe(
-        self,
-        flat: Tensor,
-        indices: Sequence[int],
-        streams: Streams,
-        count: int,
-        scheme: Scheme,
-        part: int,
-        margin: bool,
-    ) -> Iterator[Observation]:
-        size = self.prepared.micro_batch
-        segments: list[Segment] = []
-        filled = 0
-        for piece in _pieces(len(flat), count, self._chunk):
-            rows = slice(filled, filled + piece.count)
-            self._fill(rows, flat[piece.image], streams, int(indices[piece.image]), piece, scheme, part)
-            segments.append(Segment(piece.image, rows.start, rows.stop, piece.first))
-            filled = rows.stop
-            if filled >= size:
-                yield self._evaluate(segments, size, margin)
-                segments = _leftover(segments, size)
-                filled -= size
-                for buffer in (self._inputs, self._variates):
-                    buffer[:filled].copy_(buffer[size : size + filled])
-        if filled:
-            yield self._evaluate(segments, filled, margin)
+    def _observe(self, run: _Pass, batches: Iterable[_Batch]) -> Iterator[Observation]:
+        """Yield the micro-batches in order, with as many at work as there are workers."""
+        free, running = list(self._slots), deque[tuple[_Batch, _Slot, Future[tuple[Tensor, Tensor | None]]]]()
+        try:
+            for batch in batches:
+                if not free:
+                    yield self._finish(*running[0])
+                    free.append(running.popleft()[1])
+                slot = free.pop()
+                running.append((batch, slot, self.prepared.workers.submit(self._evaluate, run, batch, slot)))
+            while running:
+                yield self._finish(*running[0])
+                running.popleft()
+        finally:
+            wait([future for _, _, future in running])  # after an error: nobody may still write to a slot
 
-    def _fill(
-        self, rows: slice, x: Tensor, streams: Streams, index: int, piece: _Piece, scheme: Scheme, part: int
-    ) -> None:
-        inputs, variates = self._inputs[rows], self._variates[rows]
+    def _finish(self, batch: _Batch, slot: _Slot, future: Future[tuple[Tensor, Tensor | None]]) -> Observation:
+        labels, margin = future.result()
+        if self.on_samples is not None:
+            self.on_samples(batch.filled)
+        segments = _joined(batch.segments)
+        return Observation(
+            segments=segments,
+            owner=self._owner(segments, batch.filled),
+            labels=labels,
+            variates=slot.variates[: batch.filled],
+            margin=margin,
+        )
+
+    @torch.inference_mode()
+    def _evaluate(self, run: _Pass, batch: _Batch, slot: _Slot) -> tuple[Tensor, Tensor | None]:
+        """Draw one micro-batch and return its labels, and logit margins if they are asked for."""
+        self._fill(run, batch, slot)
+        logits = self.prepared.logits(slot.inputs[: batch.size])[: batch.filled]
+        gap = None
+        if run.margin:
+            best = logits.topk(min(2, logits.shape[1]), dim=1).values
+            gap = best[:, 0] - best[:, -1]
+        return logits.argmax(1), gap
+
+    def _fill(self, run: _Pass, batch: _Batch, slot: _Slot) -> None:
+        try:
+            for piece, rows in reversed(batch.pieces):  # what is carried over first: another thread waits for it
+                self._draw(run, piece, slot, rows)
+                if batch.after is not None and rows.stop > batch.size:
+                    batch.after.give(slot.rows(slice(batch.size, rows.stop)))
+        finally:
+            if batch.after is not None:
+                batch.after.abandon()
+        if batch.before is not None:
+            for own, carried in zip(slot.rows(slice(0, batch.segments[0].stop)), batch.before.take(), strict=True):
+                own.copy_(carried)
+
+    def _draw(self, run: _Pass, piece: _Piece, slot: _Slot, rows: slice) -> None:
+        inputs, variates = slot.rows(rows)
+        x = run.flat[piece.image]
         if isinstance(self.noise, EnumeratedNoise):
             outcomes = torch.arange(piece.first, piece.first + piece.count, device=x.device)
             self.noise.split(x, outcomes, inputs)
             return
-        generator = streams.seed_(self._generator, index, part, piece.chunk)
-        if scheme == "antithetic":
-            half = self._spare[: piece.count // 2]
+        generator = run.streams.seed_(slot.generator, run.indices[piece.image], run.part, piece.chunk)
+        if run.scheme == "antithetic":
+            half = slot.half[: piece.count // 2]
             self.noise.draw_(half, generator)
             pairs = variates.view(len(half), 2, -1)
             pairs[:, 0] = half
-            torch.neg(half, out=half)
-            pairs[:, 1] = half
+            torch.neg(half, out=pairs[:, 1])
         else:
             self.noise.draw_(variates, generator)
         self.noise.apply(x, variates, inputs)
-
-    def _evaluate(self, segments: list[Segment], used: int, margin: bool) -> Observation:
-        logits = self.prepared.logits(self._inputs[: self.prepared.micro_batch])[:used]
-        inside = tuple(s if s.stop <= used else Segment(s.image, s.start, used, s.first) for s in segments)
-        gap = None
-        if margin:
-            best = logits.topk(min(2, logits.shape[1]), dim=1).values
-            gap = best[:, 0] - best[:, -1]
-        if self.on_samples is not None:
-            self.on_samples(used)
-        return Observation(
-            segments=_joined(inside),
-            owner=self._owner(inside, used),
-            labels=logits.argmax(1),
-            variates=self._variates[:used],
-            margin=gap,
-        )
 
     def _owner(self, segments: Sequence[Segment], used: int) -> Tensor:
         if segments[0].image == segments[-1].image:
@@ -216,11 +307,16 @@ def _pieces(images: int, count: int, chunk: int) -> Iterator[_Piece]:
             yield _Piece(image, first, min(chunk, count - first), number)
 
 
-def _leftover(segments: list[Segment], size: int) -> list[Segment]:
-    last = segments[-1]
-    if last.stop <= size:
-        return []
-    return [Segment(last.image, 0, last.stop - size, last.first + size - last.start)]
+def _batches(pieces: Iterable[_Piece], size: int) -> Iterator[_Batch]:
+    batch = _Batch(size)
+    for piece in pieces:
+        batch.add(piece)
+        if batch.filled >= size:
+            following = batch.next()
+            yield batch
+            batch = following
+    if batch.filled:
+        yield batch
 
 
 def _joined(segments: Sequence[Segment]) -> tuple[Segment, ...]:

@@ -22,8 +22,10 @@ Purpose = Literal["epoch-end", "epoch-end-selection", "selection", "estimation",
 # torch's CPU generator: seed (u64), left and seeded (i32 each), next (u64), 624 words, then the cached normal.
 _MT_WORDS = 624
 _MT_STATE_BYTES = 5056
-# One chunk holds about this many numbers: enough to hide the cost of keying, little enough for the cache.
-_CHUNK_NUMBERS = 1 << 18
+# One chunk holds about this many numbers: enough to hide the cost of keying, little enough for the cache. Other
+# devices have generators of their own, and a kernel to launch for each chunk.
+_CHUNK_NUMBERS = {"cpu": 1 << 18}
+_CHUNK_NUMBERS_ELSEWHERE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Streams:
         return generator
 
 
-def chunk_size(dim: int) -> int:
+def chunk_size(dim: int, device_type: str = "cpu") -> int:
     """Return the number of samples drawn at once for inputs of ``dim`` coordinates, an even power of two."""
-    return 1 << max(4, min(12, (_CHUNK_NUMBERS // max(dim, 1)).bit_length() - 1))
+    numbers = _CHUNK_NUMBERS.get(device_type, _CHUNK_NUMBERS_ELSEWHERE)
+    return 1 << max(4, min(12, (numbers // max(dim, 1)).bit_length() - 1))
 
 
 def fresh_seed() -> int:

@@ -101,6 +101,65 @@ def test_results_do_not_depend_on_the_batch_of_images() -> None:
     assert (backwards[::-1] == together).all()
 
 
+@pytest.mark.parametrize("threads", [2, 3, 7])
+def test_results_do_not_depend_on_the_number_of_threads(threads: int) -> None:
+    # 301 is no multiple of the chunk: rows are carried from one micro-batch into the next, between threads.
+    kinds: list[type[Evidence]] = [Votes, GradientSums, PairProducts, Recorder]
+    top = torch.tensor([0, 1, 2, 0, 1])
+    alone, together = (
+        sampler(tiny_cnn(), threads=t).collect(images(5), range(5), "estimation", 302, kinds, top=top)
+        for t in (1, threads)
+    )
+    assert (votes(alone) == votes(together)).all()
+    assert torch.equal(alone[GradientSums]._sums, together[GradientSums]._sums)  # type: ignore[attr-defined]
+    assert (alone[PairProducts].mean == together[PairProducts].mean).all()  # type: ignore[attr-defined]
+    for b in range(5):
+        one, other = (found[Recorder].rows[b] for found in (alone, together))  # type: ignore[attr-defined]
+        assert [(i, label) for i, _, label in one] == [(i, label) for i, _, label in other]
+        assert all(torch.equal(v, w) for (_, v, _), (_, w, _) in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_a_worker_is_raised_and_the_engine_can_go_on(threads: int) -> None:
+    engine = sampler(tiny_cnn(), threads=threads)
+    expected = votes(engine.collect(images(), range(3), "estimation", 500, [Votes]))
+    forward, calls = engine.prepared._forward, []
+
+    def fail(x: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise RuntimeError("out of luck")
+        return forward(x)
+
+    engine.prepared._forward = fail
+    with pytest.raises(RuntimeError, match="out of luck"):
+        engine.collect(images(), range(3), "estimation", 500, [Votes])
+    engine.prepared._forward = forward
+    assert (votes(engine.collect(images(), range(3), "estimation", 500, [Votes])) == expected).all()
+
+
+def test_an_error_while_drawing_keeps_no_thread_waiting() -> None:
+    class Broken(GaussianNoise):
+        def draw_(self, out: torch.Tensor, generator: torch.Generator | None = None) -> None:
+            raise RuntimeError("no noise")
+
+    prepared = Runtime(micro_batch=64, threads=2).prepare(tiny_cnn(), SHAPE)
+    with pytest.raises(RuntimeError, match="no noise"):
+        Sampler(prepared, Broken(0.5), "abc", 1).collect(images(), range(3), "estimation", 301, [Votes])
+
+
+def test_the_thread_count_of_the_process_is_put_back() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        engine = sampler(tiny_cnn())
+        assert engine.prepared.workers.count == 2
+        engine.collect(images(), range(3), "estimation", 100, [Votes])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_selection_and_estimation_never_share_noise() -> None:
     engine, seen = sampler(tiny_cnn()), {}
     for purpose in ("selection", "estimation", "epoch-end", "epoch-end-selection"):
@@ -196,10 +255,11 @@ def test_progress_counts_all_samples() -> None:
 
 def test_memory_of_buffers_does_not_grow_with_n() -> None:
     engine = sampler(tiny_cnn())
-    before = [id(buffer) for buffer in (engine._inputs, engine._variates)]
+    buffers = [id(buffer) for slot in engine._slots for buffer in (slot.inputs, slot.variates)]
     engine.collect(images(1), [0], "estimation", 5000, [Votes])
-    assert [id(buffer) for buffer in (engine._inputs, engine._variates)] == before
-    assert len(engine._inputs) <= 2 * engine.prepared.micro_batch
+    assert [id(buffer) for slot in engine._slots for buffer in (slot.inputs, slot.variates)] == buffers
+    assert len(engine._slots) <= engine.prepared.workers.count + 1
+    assert all(len(slot.inputs) <= 2 * engine.prepared.micro_batch for slot in engine._slots)
 
 
 @pytest.mark.parametrize(
