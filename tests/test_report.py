@@ -242,7 +242,7 @@ def test_what_all_images_share_comes_off_rho(tmp_path: Path) -> None:
 
     assert bound(9e-4, 1e-3) == pytest.approx(bound(0.0, 1e-4))
     assert bound(9e-4, 1e-3) < bound(0.0, 1e-3)
-    with pytest.raises(ValueError, match="rho must exceed the failure probability 0.001 of the table .* got 0.001"):
+    with pytest.raises(ValueError, match=r"rho must exceed the failure probability 0.001 of the table .* got 0.001"):
         bound(1e-3, 1e-3)
 
 

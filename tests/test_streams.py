@@ -54,12 +54,15 @@ def test_chunks_together_are_standard_normal() -> None:
 
 def test_seeds_beyond_32_bits_do_not_collide() -> None:
     streams = Streams(0, "abc", "estimation")
-    firsts = {float(torch.rand(1, generator=streams.seed_(torch.Generator(), 0, 0, c), dtype=torch.float64)) for c in range(5000)}
+    firsts = {
+        float(torch.rand(1, generator=streams.seed_(torch.Generator(), 0, 0, c), dtype=torch.float64))
+        for c in range(5000)
+    }
     assert len(firsts) == 5000
 
 
 def test_unknown_purpose_is_refused() -> None:
-    with pytest.raises(ValueError, match="purpose must be one of .*'selection'.* got 'training'"):
+    with pytest.raises(ValueError, match=r"purpose must be one of .*'selection'.* got 'training'"):
         Streams(0, "abc", "training")  # type: ignore[arg-type]
 
 

@@ -98,7 +98,8 @@ def mixed_norm_needed_score(fraction: ArrayLike, k_inf: float, dim: int, draws: 
     """Phi^-1(p_lower) that the mixed-norm family needs for ``R_inf = fraction sigma_0 / sqrt(d)``.
 
     Gaussian noise with standard deviation sigma_0 needs exactly ``fraction``; the family is matched to it by the
-    most likely norm, the rule of Zhang et al. (2020). Upper bounds from the table, linear between its radii; infinite beyond it.
+    most likely norm, the rule of Zhang et al. (2020). Upper bounds from the table, linear between its radii;
+    infinite beyond it.
     """
     table = linf_table(_settings("mixed", dim, k_inf, 0.0, (BETA, draws, PATTERNS, 0, "cpu")))
     r = check_nonnegative("fraction", fraction) * np.sqrt((dim - 1.0 - k_inf) / (dim - 1.0) / dim)
