@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from jsonargparse import Namespace
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-import lightning_rs.certificates
-import lightning_rs.noise  # noqa: F401  (registers every law and theorem by its short name)
 from lightning_rs.callbacks import run_directory, summary
+from lightning_rs.callbacks.logging import close_loggers, prepare_loggers
 from lightning_rs.certifier import Certifier
-from lightning_rs.classifiers.base import CHECKPOINT_KEY, BaseClassifier
+from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.commands import export_main, import_main, merge_main, report_main
+from lightning_rs.console import quiet, report_error
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.data.errors import CorruptDataError
+from lightning_rs.defaults import DEFAULTS, LINKED, checkpoint_defaults, name_certificate, plain
 from lightning_rs.records import Certification
-from lightning_rs.trainer import Trainer
+from lightning_rs.trainer import Trainer, check_checkpoint
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report_main,
@@ -29,57 +31,31 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "import": import_main,
     "export": export_main,
 }
-# What the model learns from the data instead of being told twice.
-_LINKED = ("num_classes", "shape", "mean", "std", "domain", "grid")
-# Arguments of the command line that a checkpoint may answer.
+# Stages whose model and data a checkpoint may name.
 _FROM_CHECKPOINT = ("certify", "predict", "test", "validate")
-
-DEFAULTS: dict[str, Any] = {
-    "data": {"class_path": "lightning_rs.data.Digits", "init_args": {"batch_size": 64}},
-    "model": {
-        "class_path": "lightning_rs.classifiers.NoiseAugmentation",
-        "init_args": {
-            "network": "digits_cnn",
-            "noise": {"class_path": "lightning_rs.noise.GaussianNoise", "init_args": {"sigma": 0.25}},
-            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.004, "weight_decay": 0.05}},
-            "scheduler": {"class_path": "torch.optim.lr_scheduler.CosineAnnealingLR", "init_args": {"T_max": 30}},
-        },
-    },
-    "certifier": {"class_path": "lightning_rs.certifier.Certifier", "init_args": {"n": 10_000}},
-    "trainer": {
-        "max_epochs": 30,
-        "default_root_dir": "runs",
-        "log_every_n_steps": 10,
-        "logger": {
-            "class_path": "pytorch_lightning.loggers.WandbLogger",
-            "init_args": {"project": "lightning_rs", "save_dir": "runs", "offline": True},
-        },
-        "callbacks": [
-            {
-                "class_path": "lightning_rs.callbacks.EpochEndCertification",
-                "init_args": {"images": 64, "every_n_epochs": 5},
-            },
-            {"class_path": "lightning_rs.callbacks.NoisyImageGrid"},
-            {
-                "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
-                "init_args": {"monitor": "val/accuracy_noisy", "mode": "max", "save_last": True},
-            },
-        ],
-    },
-}
+# What all stages share; the rest of a configuration belongs to one call of one stage.
+_SHARED = ("seed_everything", "trainer", "model", "data", "certifier")
+_BAD_INPUT = (ValueError, OSError, CorruptDataError, MisconfigurationException, ModuleNotFoundError)
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the complete configuration as ``STAGE.yaml`` in the run's folder; a second stage does not collide."""
+    """Saves the configuration as ``fit.yaml``, ``certify.yaml``, ... in the run's folder.
+
+    Only what all stages share, so that every stage accepts the file with ``-c``; what belongs to this call
+    (``ckpt_path``, ``records``, ``shard``, ...) stands in a comment. A second run in a folder writes over it.
+    """
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write the file on rank 0."""
-        from lightning_rs.callbacks.stage import CertificationStage
-
-        name = "certify" if isinstance(getattr(trainer, "smoothing_stage", None), CertificationStage) else stage
+        smoothing = getattr(trainer, "smoothing_stage", None)
+        name = getattr(stage, "value", stage) if smoothing is None else smoothing.command
+        shared = Namespace({key: self.config[key] for key in _SHARED if key in self.config})
+        own = {k: v for k, v in vars(self.config).items() if k not in (*_SHARED, "config") and v is not None}
+        told = "".join(f"\n# {key}: {value}" for key, value in own.items())
         path = run_directory(trainer) / f"{name}.yaml"
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, path, skip_none=False, overwrite=True, multifile=False)
+        text = self.parser.dump(shared, skip_unset=False, skip_validation=True)
+        path.write_text(f"# python -m lightning_rs {name}{told}\n{text}")
 
 
 class SmoothingCLI(LightningCLI):
@@ -101,7 +77,11 @@ class SmoothingCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"description": "Train image classifiers under noise and certify them."},
+            parser_kwargs={
+                "prog": "lightning_rs",
+                "description": "Train image classifiers under noise and certify them. On record files: "
+                f"{', '.join(COMMANDS)} (each with --help).",
+            },
             args=args,
         )
 
@@ -112,6 +92,10 @@ class SmoothingCLI(LightningCLI):
         commands["predict"] = commands["predict"] | {"certifier"}
         return commands
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that raises its errors, so that they become one line."""
+        return super().init_parser(**kwargs, exit_on_error=False)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the certifier to every subcommand, link the model to the data, set the defaults."""
         parser.add_argument(
@@ -119,31 +103,45 @@ class SmoothingCLI(LightningCLI):
             type=Certifier | None,
             help="How to certify and predict; fit certifies the test data at its end, null switches that off.",
         )
-        for name in _LINKED:
+        for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
         parser.set_defaults(DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse; with --ckpt_path, model and data default to what the checkpoint says of itself."""
-        given = sys.argv[1:] if args is None else args
-        if isinstance(given, list):
-            subcommand = next((word for word in given if word in _FROM_CHECKPOINT), None)
-            path = _option(given, "--ckpt_path")
-            if subcommand is not None and path is not None:
-                self._subcommand_parsers[subcommand].set_defaults(checkpoint_defaults(path))
-        super().parse_arguments(parser, args)
+        """Parse; with ``ckpt_path``, model and data default to what the checkpoint says of itself."""
+        given = list(sys.argv[1:] if args is None else args)
+        subcommand = next((word for word in given if word in self.subcommands()), None)
+        path = _option(given, "--ckpt_path")
+        if subcommand in _FROM_CHECKPOINT and path is not None:
+            self._subcommand_parsers[subcommand].set_defaults(checkpoint_defaults(path))
+        self.config = parser.parse_args(given)
+        subcommand = self.config.subcommand
+        named = self.config[subcommand].get("ckpt_path")  # perhaps by a configuration file
+        if subcommand in _FROM_CHECKPOINT and path is None and named is not None:
+            self._subcommand_parsers[subcommand].set_defaults(checkpoint_defaults(named))
+            self.config = parser.parse_args(given)
 
     def _parse_ckpt_path(self) -> None:
         # Lightning lets hyperparameters of the checkpoint override the command line silently. Here the checkpoint
         # gives defaults only, and the command line wins.
         return
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse a bad checkpoint at once; name the certificate that is meant; keep a run in one folder."""
+        config = self.config[self.subcommand]
+        check_checkpoint(config.get("ckpt_path"))
+        name_certificate(config)
+        logger, root = config.trainer.logger, config.trainer.default_root_dir
+        if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == "runs":
+            logger["init_args.save_dir"] = str(root)
+
     def instantiate_classes(self) -> None:
         """Instantiate; the model remembers its data, for the checkpoint."""
         super().instantiate_classes()
         assert self.subcommand is not None
-        self.model.data_spec = _plain(self.config[self.subcommand]["data"])
+        self.model.data_spec = plain(self.config[self.subcommand]["data"])
         self.certifier: Certifier | None = self._get(self.config_init, "certifier")
+        prepare_loggers(self.trainer)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -153,17 +151,21 @@ class SmoothingCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Certify the test data with the best checkpoint of the run."""
-        if self.certifier is None or self.trainer.interrupted or self.trainer.fast_dev_run:
+        if self.certifier is None or self.trainer.interrupted or getattr(self.trainer, "fast_dev_run", False):
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        records = self.trainer.certify(self.model, self.datamodule, self.certifier, ckpt_path="best" if best else None)
         if best and self.trainer.is_global_zero:
-            print(f"best checkpoint: {best}")
-        self._summarize(records)
+            print(f"checkpoint: {best}")
+        self._summarize(self.trainer.certify(self.model, self.datamodule, self.certifier, ckpt_path=best or None))
 
     def after_certify(self) -> None:
         """Print the result."""
         self._summarize(self.trainer.certifications)
+
+    def after_predict(self) -> None:
+        """Print the result."""
+        if self.trainer.is_global_zero:
+            print(self.trainer.prediction_summary)
 
     def _summarize(self, records: Sequence[Certification]) -> None:
         path = self.trainer.records_path
@@ -172,43 +174,34 @@ class SmoothingCLI(LightningCLI):
             print(f"{summary(records, noise)}\nrecords: {path}\nreport:  python -m lightning_rs report {path}")
 
 
-def checkpoint_defaults(path: str) -> dict[str, Any]:
-    """Return the model and data configuration that a checkpoint of ours carries; empty for other files.
-
-    Damaged or missing files are reported later, by the stage that loads them.
-    """
-    try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:
-        return {}
-    own = contents.get(CHECKPOINT_KEY) if isinstance(contents, dict) else None
-    if not own:
-        return {}
-    init_args = {name: value for name, value in own["init_args"].items() if name not in _LINKED}
-    law = dict(init_args["noise"])
-    init_args["noise"] = {"class_path": law.pop("class"), "init_args": law}
-    defaults: dict[str, Any] = {"model": {"class_path": own["class_path"], "init_args": init_args}}
-    if own.get("data"):
-        defaults["data"] = own["data"]
-    return defaults
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return the exit status: 0, or 2 for bad input, which is one line on standard error.
 
-    Set LIGHTNING_RS_TRACEBACK=1 to see where an error came from.
+    Ctrl-C gives 1. Set LIGHTNING_RS_TRACEBACK=1 to see where an error came from.
     """
     words = list(sys.argv[1:] if args is None else args)
     os.environ.setdefault("WANDB_SILENT", "true")
-    try:
-        if words and words[0] in COMMANDS:
-            return COMMANDS[words[0]](words[1:])
-        SmoothingCLI(args=None if args is None else words)
-    except (ValueError, OSError, TypeError) as error:
-        if os.environ.get("LIGHTNING_RS_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    with quiet(training="fit" in words):
+        try:
+            status = _run(words)
+        except SystemExit as stop:  # --help, a parser's error, or Lightning after Ctrl-C
+            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            status = 1
+        except (argparse.ArgumentError, *_BAD_INPUT) as error:
+            if os.environ.get("LIGHTNING_RS_TRACEBACK"):
+                raise
+            report_error(error)
+            status = 2
+        close_loggers(failed=status != 0)
+    return status
+
+
+def _run(words: list[str]) -> int:
+    if words and words[0] in COMMANDS:
+        return 2 if COMMANDS[words[0]](words[1:]) else 0
+    SmoothingCLI(words)
     return 0
 
 
@@ -219,13 +212,3 @@ def _option(words: Sequence[str], name: str) -> str | None:
         if word.startswith(f"{name}="):
             return word.partition("=")[2]
     return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Namespace):
-        return {key: _plain(item) for key, item in vars(value).items()}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value

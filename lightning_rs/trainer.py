@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins import Precision
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
-from lightning_rs.callbacks.logging import run_directory
-from lightning_rs.callbacks.stage import CertificationStage, PredictionStage, SmoothingStage
+from lightning_rs.callbacks import CertificationStage, PredictionStage, SmoothingStage
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
+from lightning_rs.console import CALLBACKS_OF_TRAINING
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.records import Certification
+
+# What Lightning understands instead of a path.
+_KEYWORDS = ("best", "last", "hpc", "registry")
 
 
 class Trainer(pl.Trainer):
     """pytorch_lightning.Trainer plus :meth:`certify`, and a :meth:`predict` that runs the smoothed classifier.
 
     Lightning's ``precision`` governs training; the certifier's runtime alone governs certification and prediction.
+
+    Attributes:
+        smoothing_stage: the stage at work, or None.
+        certifications: records of the last certification.
+        records_path: their file.
+        prediction_summary: the last prediction's result as a line for people.
     """
 
     smoothing_stage: SmoothingStage | None = None
     certifications: Sequence[Certification] = ()
     records_path: Path | None = None
+    prediction_summary: str = ""
 
     def certify(
         self,
@@ -44,7 +57,8 @@ class Trainer(pl.Trainer):
         Args:
             model: the classifier.
             datamodule: declares the certification subset (``certify_split``, ``skip``, ``max``, ``indices``).
-            certifier: certificates, n0, n, alpha, seed, runtime, budget; default: Cohen's with n = 100,000.
+            certifier: certificates, n0, n, alpha, seed, runtime, budget; default: the usual certificate of the noise
+                with n = 100,000.
             ckpt_path: checkpoint to load; "best" and "last" as in Lightning; None certifies the model as it is.
             records: record file (JSON lines); default: a name under ``default_root_dir`` that is derived from all that
                 binds the file.
@@ -53,20 +67,15 @@ class Trainer(pl.Trainer):
 
         Raises:
             FileNotFoundError: if the checkpoint or the data are missing.
-            ValueError: if the checkpoint is corrupt, the shard is out of range, a certificate is not proved for the
-                noise, or the record file was made with another configuration (the message names the difference).
+            ValueError: if the checkpoint is corrupt, the shard is out of range, an image is bad, a certificate is not
+                proved for the noise, or the record file was made with another configuration (the message names the
+                difference).
         """
-        path = self._checked_checkpoint(ckpt_path)
-        stage = CertificationStage(
-            certifier or Certifier(),
-            datamodule,
-            records=records,
-            root=self.default_root_dir,
-            shard=_parse_shard(shard),
-            checkpoint=None if path is None else {"path": str(path), "sha256": _sha256(path)},
-        )
-        self._run_stage_in_predict_loop(model, stage, ckpt_path)
-        self.certifications = stage.finish(self)
+        check_checkpoint(ckpt_path)
+        stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard))
+        with self._smoothing(stage):
+            super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
+            self.certifications = stage.finish(self)
         self.records_path = stage.files.path
         return self.certifications
 
@@ -84,6 +93,19 @@ class Trainer(pl.Trainer):
 
         As pytorch_lightning's; for our data modules and classifiers, ``certifier`` gives runtime, n and alpha, and the
         predictions are also written to ``predictions.csv`` in the run's folder.
+
+        Args:
+            model: the classifier.
+            dataloaders: for other modules than ours.
+            datamodule: declares the images, as for :meth:`certify`.
+            return_predictions: return the classes (-1 where it abstains), a list for each batch.
+            ckpt_path: checkpoint to load.
+            weights_only: load tensors and plain values only; see pytorch_lightning.
+            certifier: runtime, n, alpha and noise; default: n = 1,000 at alpha = 0.001.
+
+        Raises:
+            FileNotFoundError: if the checkpoint or the data are missing.
+            ValueError: if the checkpoint is corrupt or an image is bad.
         """
         kwargs: dict[str, Any] = {
             "return_predictions": return_predictions,
@@ -92,47 +114,60 @@ class Trainer(pl.Trainer):
         }
         if not (isinstance(datamodule, ImageDataModule) and isinstance(model, BaseClassifier)):
             return super().predict(model, dataloaders, datamodule, **kwargs)
-        self._checked_checkpoint(ckpt_path)
-        stage = PredictionStage(certifier or Certifier(n=1000), datamodule, run_directory(self) / "predictions.csv")
-        self.smoothing_stage = stage
-        try:
-            return super().predict(model, datamodule=stage, **kwargs)
-        finally:
-            self.smoothing_stage = None
+        check_checkpoint(ckpt_path)
+        stage = PredictionStage(certifier, datamodule)
+        with self._smoothing(stage):
+            predictions = super().predict(model, datamodule=stage, **kwargs)
+            self.prediction_summary = stage.finish(self)
+        return predictions
 
-    def _run_stage_in_predict_loop(
-        self, model: BaseClassifier, stage: CertificationStage, ckpt_path: str | Path | None
-    ) -> None:
-        self.smoothing_stage = stage
+    @contextmanager
+    def _smoothing(self, stage: SmoothingStage) -> Iterator[None]:
+        """Hand the predict loop to a stage: without Lightning's precision, which would round images and network."""
+        if isinstance(self.strategy.launcher, _MultiProcessingLauncher):
+            raise ValueError(f"strategy must be 'ddp' or one process to {stage.command}, not one that spawns or forks")
+        precision, self.strategy.precision_plugin = self.strategy.precision_plugin, Precision()
         bar = self.progress_bar_callback
-        if bar is not None:
-            bar.disable()
+        silenced = bar is not None and getattr(bar, "is_enabled", True) and isinstance(stage, CertificationStage)
+        if bar is not None and silenced:
+            bar.disable()  # the stage shows its own progress
+        self.smoothing_stage = stage
         try:
-            super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=CALLBACKS_OF_TRAINING)
+                yield
         except BaseException:
             stage.interrupted()
             raise
         finally:
             self.smoothing_stage = None
-            if bar is not None:
+            self.strategy.precision_plugin = precision
+            if bar is not None and silenced:
                 bar.enable()
 
-    def _checked_checkpoint(self, ckpt_path: str | Path | None) -> Path | None:
-        """Return the file behind ``ckpt_path``; one clear error if it is not there or not a checkpoint."""
-        if ckpt_path is None or str(ckpt_path) in ("best", "last", "hpc", "registry"):
-            best = getattr(self.checkpoint_callback, "best_model_path", "") if ckpt_path == "best" else ""
-            return Path(best) if best else None
-        path = Path(ckpt_path)
-        if not path.is_file():
-            raise FileNotFoundError(f"ckpt_path must be a checkpoint file, got {str(path)!r}, which does not exist")
-        try:
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"ckpt_path {str(path)!r} is no readable checkpoint: {reason}") from error
-        if not isinstance(contents, dict) or "state_dict" not in contents:
-            raise ValueError(f"ckpt_path {str(path)!r} holds no 'state_dict': it is not a Lightning checkpoint")
-        return path
+
+def check_checkpoint(ckpt_path: str | Path | None) -> None:
+    """Refuse a path that is not a Lightning checkpoint, before anything else happens.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is damaged, or something else than a Lightning checkpoint.
+    """
+    if ckpt_path is None or str(ckpt_path) in _KEYWORDS or "://" in str(ckpt_path):
+        return
+    path = Path(ckpt_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"ckpt_path must be a checkpoint file, got {str(path)!r}, which does not exist")
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"ckpt_path {str(path)!r} is damaged or no checkpoint: {reason}") from error
+    if not isinstance(contents, dict) or "state_dict" not in contents:
+        raise ValueError(f"ckpt_path {str(path)!r} holds no 'state_dict': it is not a Lightning checkpoint")
+    if "pytorch-lightning_version" not in contents:
+        hint = "; lightning_rs.load_cohen_checkpoint reads the format of Cohen et al." if "arch" in contents else ""
+        raise ValueError(f"ckpt_path {str(path)!r} is not a Lightning checkpoint{hint}")
 
 
 def _parse_shard(shard: str | None) -> tuple[int, int] | None:
@@ -142,11 +177,3 @@ def _parse_shard(shard: str | None) -> tuple[int, int] | None:
     if not (slash and index.isdigit() and total.isdigit() and int(index) < int(total)):
         raise ValueError(f"shard must be 'i/m' with 0 <= i < m, for instance '0/4', got {shard!r}")
     return int(index), int(total)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 
 from lightning_rs.callbacks.logging import certification_metrics, metric_radii
+from lightning_rs.callbacks.natural import natural_certificate
+from lightning_rs.callbacks.ranks import gather
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.noise import Noise
 from lightning_rs.records import Certification
+
+# A fast development run wants to see that it works, not what comes out.
+_FEW = 4
 
 
 class EpochEndCertification(pl.Callback):
@@ -21,13 +29,12 @@ class EpochEndCertification(pl.Callback):
 
     The images are a fixed subset of the validation split, never of the test set; the network is copied, so that
     training is bit-identical with and without this callback; ranks share the images. The metrics can be monitored by
-    ModelCheckpoint and early stopping.
+    ModelCheckpoint and early stopping: in epochs without certification the last ones stand.
 
     Args:
         images: number of validation images.
-        every_n_epochs: certify at every n-th epoch; the first one included, so that a monitor always finds the
-            metrics.
-        certifier: how to certify; default: Cohen's certificate with n0 = 64, n = 1,000 at alpha = 0.01.
+        every_n_epochs: certify at every n-th epoch, and at the first one, so that a monitor always finds the metrics.
+        certifier: how to certify; default: the usual certificate of the noise with n0 = 64, n = 1,000, alpha = 0.01.
         radii: radii of the logged accuracies; default: multiples of the noise's sigma.
     """
 
@@ -41,7 +48,7 @@ class EpochEndCertification(pl.Callback):
         super().__init__()
         self.images = check_at_least("images", images, 1)
         self.every_n_epochs = check_at_least("every_n_epochs", every_n_epochs, 1)
-        self.certifier = certifier or Certifier(n0=64, n=1000, alpha=0.01)
+        self.certifier = certifier
         self.radii = None if radii is None else [float(r) for r in radii]
         self._last: dict[str, float] = {}
 
@@ -49,50 +56,66 @@ class EpochEndCertification(pl.Callback):
         """Lightning hook: certify, and log where the validation metrics are logged."""
         if trainer.sanity_checking or not isinstance(pl_module, BaseClassifier):
             return
-        if trainer.current_epoch % self.every_n_epochs == 0 or not self._last:
-            certifications = self._certify(trainer, pl_module)
-            radii = metric_radii(pl_module.noise.sigma) if self.radii is None else self.radii
-            self._last = certification_metrics(certifications, radii)
-        # All ranks hold the same numbers; between certifications the last ones stand, for monitors.
+        due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
+        if due or not self._last or trainer.state.fn != TrainerFn.FITTING:
+            certifier = self._certifier_for(pl_module.noise)
+            radii = self.radii or metric_radii((certifier.noise or pl_module.noise).sigma)
+            self._last = certification_metrics(self._certify(trainer, pl_module, certifier), radii)
         for name, value in self._last.items():
-            pl_module.log(name, value, prog_bar=name.endswith("ACR"), rank_zero_only=False, sync_dist=False)
+            # All ranks hold the same numbers, so their mean is the number.
+            pl_module.log(name, value, prog_bar=name.endswith("ACR"), sync_dist=True)
 
-    def _certify(self, trainer: pl.Trainer, model: BaseClassifier) -> list[Certification]:
+    def state_dict(self) -> dict[str, Any]:
+        """Return the standing metrics, so that a resumed training monitors what it did."""
+        return {"last": dict(self._last)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the standing metrics."""
+        self._last = dict(state_dict["last"])
+
+    def _certifier_for(self, noise: Noise) -> Certifier:
+        return self.certifier or Certifier([natural_certificate(type(noise))()], n0=64, n=1000, alpha=0.01)
+
+    @torch.no_grad()
+    def _certify(self, trainer: pl.Trainer, model: BaseClassifier, certifier: Certifier) -> list[Certification]:
         data = _datamodule(trainer)
-        subset = data.epoch_end_subset(self.images)
+        subset = data.epoch_end_subset(_FEW if getattr(trainer, "fast_dev_run", False) else self.images)
         mine = list(range(trainer.global_rank, len(subset), trainer.world_size))
-        with torch.inference_mode(), torch.random.fork_rng(devices=_cuda_devices(model)):
-            session = self.certifier.session(
+        own: list[Certification] = []
+        with _undisturbed(model):
+            session = certifier.session(
                 model.network,
-                self.certifier.noise or model.noise,
+                certifier.noise or model.noise,
                 model.shape,
                 device=model.device,
                 domain=data.domain,
                 grid=data.grid,
                 stage="epoch-end",
             )
-            batch = subset.__getitems__(mine).collated() if mine else None
-            own = [] if batch is None else list(session.certify(batch["image"], batch["label"], batch["index"]))  # type: ignore[call-overload]
-        return sorted(_gather(own, trainer.world_size), key=lambda record: record.index)
+            if mine:
+                batch = subset.__getitems__(mine)
+                own = list(session.certify(batch.image, batch.label, batch.own))
+        records = [record for part in gather(own, trainer.world_size) for record in part]
+        return sorted(records, key=lambda record: record.index)
 
 
 def _datamodule(trainer: pl.Trainer) -> ImageDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, ImageDataModule):
-        raise TypeError(
+        raise ValueError(
             "EpochEndCertification takes its images from the trainer's datamodule, which must be one of "
             f"lightning_rs.data, got {type(data).__name__}"
         )
     return data
 
 
-def _gather(own: list[Certification], world_size: int) -> list[Certification]:
-    if world_size == 1:
-        return own
-    parts: list[Any] = [None] * world_size
-    torch.distributed.all_gather_object(parts, own)
-    return [record for part in parts for record in part]
-
-
-def _cuda_devices(model: pl.LightningModule) -> list[torch.device]:
-    return [model.device] if model.device.type == "cuda" else []
+@contextmanager
+def _undisturbed(model: pl.LightningModule) -> Iterator[None]:
+    """Keep random state, thread count and precision of the training as they are."""
+    threads = torch.get_num_threads()
+    devices = [model.device] if model.device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices), torch.autocast(model.device.type, enabled=False):
+            yield
+    finally:
+        torch.set_num_threads(threads)

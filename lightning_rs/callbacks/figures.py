@@ -8,11 +8,14 @@ import torch
 from lightning_rs.callbacks.logging import log_figure
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
+from lightning_rs.data.base import ImageDataModule
 from lightning_rs.plots import image_grid
 
 
 class NoisyImageGrid(pl.Callback):
-    """Logs, once at the start, validation images beside their noisy copies: what the network has to read.
+    """Logs, once at the start, images beside their noisy copies: what the network has to read.
+
+    Validation images, or training images where none are held out.
 
     Args:
         images: number of images.
@@ -26,11 +29,15 @@ class NoisyImageGrid(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: draw with an own generator, so that training does not change."""
-        if not trainer.is_global_zero or not isinstance(pl_module, BaseClassifier) or len(pl_module.shape) != 3:
+        data = getattr(trainer, "datamodule", None)
+        if not (trainer.is_global_zero and isinstance(pl_module, BaseClassifier) and isinstance(data, ImageDataModule)):
             return
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        subset = data.epoch_end_subset(self.images)
-        clean = subset.__getitems__(list(range(len(subset)))).image
+        if len(data.shape) != 3:
+            return
+        view = data.dataset("val")
+        if not len(view):
+            view = data.dataset("train")
+        clean = view.__getitems__(range(min(self.images, len(view)))).image
         generator = torch.Generator().manual_seed(0)
         columns = {"clean": clean.numpy()}
         for copy in range(1, self.copies + 1):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +32,25 @@ def run_directory(trainer: pl.Trainer) -> Path:
         return Path(trainer.default_root_dir)
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
+
+
+def prepare_loggers(trainer: pl.Trainer) -> None:
+    """Apply ``WANDB_SILENT`` before the W&B run starts, or it warns about an argument that Lightning passes on."""
+    if os.environ.get("WANDB_SILENT") == "true" and any(isinstance(log, WandbLogger) for log in trainer.loggers):
+        import wandb
+
+        wandb.termsetup(wandb.Settings(silent=True), None)
+
+
+def close_loggers(failed: bool = False) -> None:
+    """End the W&B run of this process, if there is one, so that the next command gets its own; say where it lies."""
+    run = getattr(sys.modules.get("wandb"), "run", None)
+    if run is None:
+        return
+    folder, offline = Path(run.dir).parent, run.offline
+    run.finish(exit_code=int(failed))
+    if offline:
+        print(f"W&B run, offline: wandb sync {folder}", file=sys.stderr)
 
 
 def metric_radii(sigma: float) -> list[float]:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_rs.checks import check_choice
 from lightning_rs.networks import build_network
 from lightning_rs.noise import GaussianNoise, Noise, noise_from_dict, noise_to_dict
 
 # What the checkpoint says about itself, beside Lightning's own entries.
 CHECKPOINT_KEY = "lightning_rs"
-_EVALUATION_SEED = 0x5EED
 
 
 class BaseClassifier(pl.LightningModule, ABC):
@@ -33,7 +35,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         noise: law under which the classifier is trained, validated and, by default, certified. A plain mapping as
             in a checkpoint is accepted.
         optimizer: from the parameters to an optimizer.
-        scheduler: from the optimizer to a learning-rate scheduler, stepped once an epoch; None for a constant rate.
+        scheduler: "cosine" lowers the learning rate to zero over the whole training, whatever its length; otherwise
+            from the optimizer to a scheduler that is stepped once an epoch; None for a constant rate.
         monitor: metric that a plateau scheduler watches.
         num_classes: number of classes; the command line takes it from the data.
         shape: shape of one input; from the data.
@@ -49,8 +52,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         network_args: dict[str, Any] | None = None,
         noise: Noise | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable | None = None,
-        monitor: str = "val/accuracy_noisy",
+        scheduler: LRSchedulerCallable | Literal["cosine"] | None = "cosine",
+        monitor: str = "val/loss_noisy",
         num_classes: int = 10,
         shape: Sequence[int] = (1, 8, 8),
         mean: Sequence[float] | None = None,
@@ -84,10 +87,10 @@ class BaseClassifier(pl.LightningModule, ABC):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._monitor = monitor
-        accuracy: Callable[[], MulticlassAccuracy] = lambda: MulticlassAccuracy(num_classes, average="micro")  # noqa: E731
-        self.accuracies = nn.ModuleDict(
-            {f"{split}_{kind}": accuracy() for split in ("val", "test") for kind in ("clean", "noisy")}
-        )
+        if isinstance(scheduler, str):
+            check_choice("scheduler", scheduler, ("cosine",))
+        kinds = [f"{split}_{kind}" for split in ("val", "test") for kind in ("clean", "noisy")]
+        self.accuracies = nn.ModuleDict({kind: MulticlassAccuracy(num_classes, average="micro") for kind in kinds})
 
     @abstractmethod
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -96,6 +99,20 @@ class BaseClassifier(pl.LightningModule, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Return the base network's logits, (m, C), for images of shape (m, *shape)."""
         return self.network(images)
+
+    def noisy(self, images: Tensor, batch_idx: int, copy: int = 0) -> Tensor:
+        """Return one fresh noisy copy of every training image.
+
+        The stream is keyed by seed, rank, epoch, batch and ``copy``: no two samples, steps or ranks share noise, and a
+        resumed training draws what an uninterrupted one would have drawn.
+
+        Args:
+            images: clean images, (m, *shape).
+            batch_idx: number of the batch in its epoch.
+            copy: number of the copy, for objectives that need several of one batch.
+        """
+        key = ("training", torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx, copy)
+        return self.noise(images, _generator(images.device, *key))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy on clean and on noisy validation images."""
@@ -124,6 +141,14 @@ class BaseClassifier(pl.LightningModule, ABC):
         optimizer = self._optimizer(self.parameters())
         if self._scheduler is None:
             return optimizer
+        if self._scheduler == "cosine":
+            steps = self.trainer.estimated_stepping_batches
+            if steps == float("inf"):
+                raise ValueError(
+                    "scheduler 'cosine' needs an end of training: set max_epochs or max_steps of the trainer"
+                )
+            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, int(steps)))
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
         scheduler = self._scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self._monitor}}
 
@@ -137,13 +162,17 @@ class BaseClassifier(pl.LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the noise of the checkpoint, except when training goes on under another one on purpose."""
-        own = checkpoint.get(CHECKPOINT_KEY, {})
-        found = own.get("noise")
-        if found is None:
+        """Take the noise of the checkpoint, except when training goes on under another one on purpose.
+
+        Raises:
+            ValueError: if the checkpoint belongs to another network.
+        """
+        own = checkpoint.get(CHECKPOINT_KEY) or {}
+        self._check_fits(own.get("init_args", {}), checkpoint["state_dict"])
+        if "noise" not in own:
+            warnings.warn(f"the checkpoint does not say its noise; taking the configured {self.noise!r}", stacklevel=2)
             return
-        self._check_fits(own["init_args"])
-        theirs = noise_from_dict(found)
+        theirs = noise_from_dict(own["noise"])
         if theirs == self.noise:
             return
         if self._trainer is not None and self._trainer.training:
@@ -153,21 +182,31 @@ class BaseClassifier(pl.LightningModule, ABC):
             return
         warnings.warn(f"the checkpoint's noise {theirs!r} replaces the configured {self.noise!r}", stacklevel=2)
         self.noise = theirs
+        self.hparams["noise"] = noise_to_dict(theirs)
 
-    def _check_fits(self, trained: Mapping[str, Any]) -> None:
+    def _check_fits(self, trained: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         for name in ("network", "num_classes", "shape"):
-            if trained[name] != self.hparams[name]:
+            if name in trained and trained[name] != self.hparams[name]:
                 raise ValueError(
                     f"{name} of the checkpoint is {trained[name]!r}, but {self.hparams[name]!r} is configured"
                 )
+        mine = {key: tuple(value.shape) for key, value in self.state_dict().items()}
+        theirs = {key: tuple(value.shape) for key, value in weights.items()}
+        odd = [key for key in (*mine, *theirs) if mine.get(key) != theirs.get(key)]
+        if odd and self.strict_loading:
+            raise ValueError(
+                f"the checkpoint does not hold the weights of network {self.hparams['network']!r} "
+                f"{self.hparams['network_args'] or ''}: {odd[0]} has shape {theirs.get(odd[0], 'none')} there and "
+                f"{mine.get(odd[0], 'none')} here ({len(set(odd))} such weights)"
+            )
 
     def _evaluate(self, split: str, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         images, labels = batch
-        # Own generator: evaluation must not advance the training stream.
-        generator = torch.Generator(device=images.device).manual_seed(_EVALUATION_SEED + batch_idx)
-        for kind, inputs in (("clean", images), ("noisy", self.noise(images, generator))):
+        # Own stream, the same at every evaluation: it must not advance the training's, and epochs are comparable.
+        stream = _generator(images.device, split, self.global_rank, batch_idx)
+        for kind, inputs in (("clean", images), ("noisy", self.noise(images, stream))):
             logits = self(inputs)
-            metric = self.accuracies[f"{split}_{kind}"]
+            metric = cast(Metric, self.accuracies[f"{split}_{kind}"])
             metric(logits, labels)
             self.log(f"{split}/accuracy_{kind}", metric, on_step=False, on_epoch=True, prog_bar=split == "val")
             if kind == "noisy":
@@ -175,3 +214,8 @@ class BaseClassifier(pl.LightningModule, ABC):
                 self.log(
                     f"{split}/loss_noisy", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels)
                 )
+
+
+def _generator(device: torch.device, *key: object) -> torch.Generator:
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "little"))

@@ -1,0 +1,210 @@
+"""The certify stage: records appended as soon as they are there, resumed, merged over ranks, logged."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_rs.callbacks.files import RecordSet
+from lightning_rs.callbacks.logging import log_certifications
+from lightning_rs.callbacks.progress import Progress, duration
+from lightning_rs.callbacks.ranks import on_rank_zero
+from lightning_rs.callbacks.stage import SmoothingStage
+from lightning_rs.certifier import Certifier
+from lightning_rs.data.base import ImageDataModule
+from lightning_rs.records import Certification, Header
+from lightning_rs.records.certification import to_line
+
+# Radii, in units of sigma, at which the running certified accuracy is shown.
+_SHOWN = (0.0, 0.5, 1.0, 2.0)
+_SECONDS_OF_TRIAL = 0.2
+
+
+class CertificationStage(SmoothingStage):
+    """Certifies the subset, appends every record as soon as it is there, resumes, merges the ranks' files.
+
+    Args:
+        certifier: how to certify; None: n = 100,000 and the usual certificate of the noise.
+        data: where the images come from.
+        records: record file; None derives a name from everything that binds it, under ``root``.
+        root: folder for derived names.
+        shard: (i, m): only every m-th image, from the i-th; shards are independent jobs.
+    """
+
+    command: ClassVar[str] = "certify"
+    default_n: ClassVar[int] = 100_000
+
+    def __init__(
+        self,
+        certifier: Certifier | None,
+        data: ImageDataModule,
+        records: str | Path | None = None,
+        root: str | Path = "runs",
+        shard: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(certifier, data)
+        self._records = None if records is None else Path(records)
+        self._root = Path(root)
+        self._shard = shard
+        self._files: RecordSet | None = None
+        self._progress: Progress | None = None
+        self._mark = time.monotonic()
+
+    @property
+    def files(self) -> RecordSet:
+        """The record files; exist once the loader was asked for."""
+        assert self._files is not None
+        return self._files
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Lightning hook: open the record files and return the images that are still missing."""
+        trainer = self.pl_trainer
+        subset = self.data.certification_subset()
+        first = self.one(0)
+        # A tuned size must agree between ranks and with the records to resume, so it is settled before the rest.
+        tuned = self.certifier.runtime.micro_batch == "tune"
+        self.open_session(2 if tuned else None)
+        indices = [int(i) for i in subset.indices]
+        if tuned:
+            path = self._path(self._header(indices))
+            recorded = on_rank_zero(trainer, lambda: RecordSet.recorded_micro_batch(path))
+            self.open_session(recorded)
+            self.open_session(trainer.strategy.broadcast(self.session.prepared.micro_batch))
+        self.check_images(first)
+        self.session.probe(first["image"])
+        header = self._header(indices)
+        files = RecordSet(self._path(header), header, trainer.global_rank, trainer.world_size)
+        done = on_rank_zero(trainer, files.resume)
+        files.open()
+        self._files = files
+        mine = _shard_positions(len(subset), self._shard)
+        missing = [p for p in mine if indices[p] not in done]
+        self._announce(len(mine), missing)
+        return self.loader(missing)
+
+    def _step(self, batch: Mapping[str, Tensor]) -> list[int]:
+        """Certify a batch, write each record as soon as it is there, and return the indices."""
+        for record in self.session.certify(batch["image"], batch["label"], batch["index"]):
+            now = time.monotonic()
+            self.files.append(record, now - self._mark)
+            self._mark = now
+            if self._progress is not None:
+                self._progress.add_record(record)
+        return batch["index"].tolist()
+
+    def finish(self, trainer: pl.Trainer) -> list[Certification]:
+        """Close and merge the files, log the results, and return all records of this run (on every rank)."""
+        if self._progress is not None:
+            self._progress.close()
+        self.files.close()
+        self.raise_errors()  # all ranks meet here
+        expected = self.files.header.expected or []
+        chosen = [expected[p] for p in _shard_positions(len(expected), self._shard)]
+        on_rank_zero(trainer, lambda: self.files.merge(chosen))
+        certifications = self.files.read()
+        if trainer.is_global_zero:
+            log_certifications(trainer, certifications, self.session.noise)
+        return certifications
+
+    def interrupted(self) -> None:
+        """Release the files and say what is safe."""
+        if self._files is None:
+            return
+        self._files.close()
+        if self._progress is not None:
+            self._progress.close()
+        if self.trainer is not None and self.trainer.is_global_zero:
+            done = len(self._files.recorded())
+            print(
+                f"{done} images are recorded in {self._files.path}: the same certification goes on from there",
+                file=sys.stderr,
+            )
+
+    def _header(self, indices: list[int]) -> Header:
+        session, described = self.session, self.data.describe()
+        unbound = ("root", "subset", "size")
+        data = {name: value for name, value in described.items() if name not in unbound}
+        header = Header.create(session.describe(), data=data, indices=indices)
+        informative = {
+            **header.informative,
+            "checkpoint": _checkpoint(self.pl_trainer.ckpt_path),
+            "model": dict(self.model.hparams),
+            "root": described.get("root"),
+            "remarks": list(session.prepared.remarks),
+            "probe": None if session.probed is None else vars(session.probed),
+        }
+        return Header(header.binding, informative)
+
+    def _path(self, header: Header) -> Path:
+        if self._records is not None:
+            path = self._records
+        else:
+            law, binding = self.session.noise, dict(header.binding)
+            if self.certifier.runtime.micro_batch == "tune":  # what is tuned cannot name the file to resume
+                binding["runtime"] = {**binding["runtime"], "micro_batch": "tune"}
+            digest = hashlib.sha256(to_line(binding).encode()).hexdigest()[:8]
+            name = f"{self.data.name}-{type(law).__name__}-{law.sigma:g}-{digest}.jsonl"
+            path = self._root / "certify" / name.lower().replace(" ", "_")
+        if self._shard is None:
+            return path
+        index, total = self._shard
+        return path.with_name(f"{path.stem}.shard{index}of{total}{path.suffix}")
+
+    def _announce(self, total: int, missing: list[int]) -> None:
+        if not missing:
+            self.say(f"certify: all {total} images are recorded in {self.files.path}")
+            return
+        certifier, session, world = self.certifier, self.session, self.pl_trainer.world_size
+        samples, mine = session.samples_per_image, -(-len(missing) // world)
+        rate = session.measure(self.one(missing[0])["image"], _SECONDS_OF_TRIAL)
+        many = f"{len(missing)} images" if len(missing) == total else f"the missing {len(missing)} of {total} images"
+        ranks = f" in {world} processes" if world > 1 else ""
+        bound = "" if certifier.budget.mode == "fixed" else "at most "
+        theorems = ", ".join(repr(c) for c in certifier.certificates)
+        self.say(
+            f"certify {many} of {self.data.name} ({self.data.certify_split}) under {session.noise!r} by {theorems}"
+            f"{ranks}: {bound}{samples:,} samples an image, {bound}about {duration(mine * samples / rate)}"
+        )
+        self._announce_details(rate)
+        radii = [round(f * session.noise.sigma, 6) for f in _SHOWN]
+        self._progress = Progress(mine, samples, radii, sys.stderr if self.pl_trainer.is_global_zero else None)
+        session.sampler.on_samples = self._progress.add_samples
+        self._mark = time.monotonic()
+
+    def _announce_details(self, rate: float) -> None:
+        probe = self.session.probed
+        assert probe is not None
+        runtime = ", ".join(f"{name} {value}" for name, value in self.session.prepared.describe().items())
+        alone = "yes" if probe.invariant else f"no (logits move by {probe.deviation:.1e})"
+        self.say(
+            f"  alpha {self.certifier.alpha:g} an image, {rate:,.0f} samples/s, records in {self.files.path}\n"
+            f"  {runtime}\n"
+            f"  labels changed by the runtime: {probe.changed:.2%} of {probe.rows}; "
+            f"independent of micro-batch companions: {alone}"
+        )
+        for remark in self.session.prepared.remarks:
+            self.say(f"  note: {remark}")
+
+
+def _shard_positions(total: int, shard: tuple[int, int] | None) -> list[int]:
+    index, step = shard or (0, 1)
+    return list(range(index, total, step))
+
+
+def _checkpoint(path: str | Path | None) -> dict[str, Any]:
+    """Return where the weights came from; empty if they were never on disk."""
+    if path is None or not Path(path).is_file():
+        return {} if path is None else {"path": str(path)}
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return {"path": str(path), "sha256": digest.hexdigest()}

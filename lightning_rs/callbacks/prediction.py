@@ -1,0 +1,104 @@
+"""The predict stage: the abstaining smoothed prediction as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_rs.callbacks.logging import run_directory
+from lightning_rs.callbacks.progress import duration
+from lightning_rs.callbacks.ranks import on_rank_zero
+from lightning_rs.callbacks.stage import SmoothingStage
+from lightning_rs.certifier import Certifier
+from lightning_rs.data.base import ImageDataModule
+from lightning_rs.noise import EnumeratedNoise
+
+_COLUMNS = ("index", "label", "prediction", "abstain", "p_value", "n", "alpha", "seed")
+
+
+class PredictionStage(SmoothingStage):
+    """Writes the abstaining smoothed prediction of the subset as ``predictions.csv`` into the run's folder.
+
+    Args:
+        certifier: its runtime, n and alpha are used; None: n = 1,000. Noise streams come from fresh entropy, which is
+            recorded.
+        data: where the images come from.
+    """
+
+    command: ClassVar[str] = "predict"
+    default_n: ClassVar[int] = 1000
+
+    def __init__(self, certifier: Certifier | None, data: ImageDataModule) -> None:
+        super().__init__(certifier, data)
+        self.path = Path("predictions.csv")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Lightning hook: the certification subset."""
+        trainer = self.pl_trainer
+        folder = on_rank_zero(trainer, lambda: run_directory(trainer))
+        self.path = folder / self.path.name
+        subset = self.data.certification_subset()
+        first = self.one(0)
+        session = self.open_session()
+        self.check_images(first)
+        session.probe(first["image"])
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(self._part(trainer.global_rank), [list(_COLUMNS)], "w")
+        samples = session.noise.size if isinstance(session.noise, EnumeratedNoise) else self.certifier.n
+        seconds = -(-len(subset) // trainer.world_size) * samples / session.measure(first["image"], 0.2)
+        self.say(
+            f"predict {len(subset)} images of {self.data.name} ({self.data.certify_split}) under {session.noise!r}: "
+            f"{samples:,} samples an image, alpha {self.certifier.alpha:g}, about {duration(seconds)}"
+        )
+        return self.loader(range(len(subset)))
+
+    def _step(self, batch: Mapping[str, Tensor]) -> list[int]:
+        """Predict a batch, append it to the file and return the predictions (-1 where it abstains)."""
+        certifier = self.certifier
+        found = self.session.predict(batch["image"], certifier.n, certifier.alpha)
+        rows = zip(
+            batch["index"].tolist(),
+            batch["label"].tolist(),
+            found.prediction.tolist(),
+            found.p_value.tolist(),
+            found.counts.sum(axis=1).tolist(),
+            strict=True,
+        )
+        lines = [[i, y, c, int(c < 0), p, n, certifier.alpha, found.seed] for i, y, c, p, n in rows]
+        self._write(self._part(self.pl_trainer.global_rank), lines, "a")
+        return found.prediction.tolist()
+
+    def finish(self, trainer: pl.Trainer) -> str:
+        """Put the ranks' files together in the order of the indices, and return the result as a line for people."""
+        self.raise_errors()
+        return on_rank_zero(trainer, lambda: self._merge(trainer.world_size))
+
+    def _merge(self, world_size: int) -> str:
+        rows: list[dict[str, str]] = []
+        for rank in range(world_size):
+            with open(self._part(rank), newline="") as file:
+                rows += csv.DictReader(file)
+            self._part(rank).unlink()
+        rows.sort(key=lambda row: int(row["index"]))
+        self._write(self.path, [list(_COLUMNS), *(list(row.values()) for row in rows)], "w")
+        abstained = sum(int(row["abstain"]) for row in rows)
+        right = sum(row["label"] == row["prediction"] for row in rows)
+        total = max(len(rows), 1)
+        return (
+            f"{len(rows)} images: smoothed accuracy {right / total:.3f}, abstained {abstained / total:.3f}\n"
+            f"predictions: {self.path}"
+        )
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f".{self.path.stem}.rank{rank}{self.path.suffix}")
+
+    @staticmethod
+    def _write(path: Path, rows: list[list[Any]], mode: str) -> None:
+        with open(path, mode, newline="") as file:
+            csv.writer(file).writerows(rows)

@@ -1,0 +1,101 @@
+"""What a command means where the user says nothing: the run without arguments, what a checkpoint says of itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+
+import lightning_rs.certificates
+import lightning_rs.noise
+from lightning_rs.callbacks import natural_certificate
+from lightning_rs.classifiers.base import CHECKPOINT_KEY
+
+# What the model learns from the data instead of being told twice.
+LINKED = ("num_classes", "shape", "mean", "std", "domain", "grid")
+
+DEFAULTS: dict[str, Any] = {
+    "data": {"class_path": "lightning_rs.data.Digits", "init_args": {"batch_size": 128}},
+    "model": {
+        "class_path": "lightning_rs.classifiers.NoiseAugmentation",
+        "init_args": {
+            "network": "digits_cnn",
+            "noise": {"class_path": "lightning_rs.noise.GaussianNoise", "init_args": {"sigma": 0.25}},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01, "weight_decay": 0.05}},
+            "scheduler": "cosine",
+        },
+    },
+    "certifier": {"class_path": "lightning_rs.Certifier", "init_args": {"n": 10_000}},
+    "trainer": {
+        "max_epochs": 60,
+        "default_root_dir": "runs",
+        "log_every_n_steps": 10,
+        "logger": {
+            "class_path": "pytorch_lightning.loggers.WandbLogger",
+            "init_args": {"project": "lightning_rs", "save_dir": "runs", "offline": True},
+        },
+        "callbacks": [
+            {
+                "class_path": "lightning_rs.callbacks.EpochEndCertification",
+                "init_args": {"images": 64, "every_n_epochs": 10},
+            },
+            {"class_path": "lightning_rs.callbacks.NoisyImageGrid"},
+            {
+                "class_path": "pytorch_lightning.callbacks.ModelCheckpoint",
+                # The loss is the smoother measure: a few noisy validation images tie in accuracy at early epochs.
+                "init_args": {
+                    "monitor": "val/loss_noisy",
+                    "mode": "min",
+                    "save_last": True,
+                    "filename": "epoch{epoch:03d}-noisy{val/accuracy_noisy:.3f}",
+                    "auto_insert_metric_name": False,
+                },
+            },
+        ],
+    },
+}
+
+
+def checkpoint_defaults(path: str) -> dict[str, Any]:
+    """Return the model and data configuration that a checkpoint of ours carries; empty for other files.
+
+    Damaged or missing files are reported later, by :func:`check_checkpoint`.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:
+        return {}
+    own = contents.get(CHECKPOINT_KEY) if isinstance(contents, dict) else None
+    if not own:
+        return {}
+    init_args = {name: value for name, value in own["init_args"].items() if name not in LINKED}
+    law = dict(own["noise"])
+    init_args["noise"] = {"class_path": f"lightning_rs.noise.{law.pop('class')}", "init_args": law}
+    defaults: dict[str, Any] = {"model": {"class_path": own["class_path"], "init_args": init_args}}
+    if own.get("data"):
+        defaults["data"] = own["data"]
+    return defaults
+
+
+def name_certificate(config: Namespace) -> None:
+    """Without named certificates, take the usual one of the noise at work."""
+    if config.certifier is None or config.certifier.init_args.get("certificates") is not None:
+        return
+    law = config.certifier.init_args.get("noise") or config.model.init_args.get("noise")
+    known = getattr(lightning_rs.noise, law.class_path.rpartition(".")[2], None) if law is not None else None
+    if known is not None:
+        name = f"lightning_rs.certificates.{natural_certificate(known).__name__}"
+        config.certifier.init_args.certificates = [Namespace(class_path=name, init_args=Namespace())]
+
+
+def plain(value: Any) -> Any:
+    """Return a parsed configuration as plain values, for the checkpoint."""
+    if isinstance(value, Namespace):
+        return {key: plain(item) for key, item in vars(value).items()}
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
