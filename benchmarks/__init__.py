@@ -1,0 +1,1 @@
+"""Costs, measured: samples a second, samples an image, and how both grow. See README.md."""

@@ -1,0 +1,134 @@
+"""The benchmarks run and say what they say they measure; nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import common, samples, scaling, throughput
+from lightning_rs.budgets import FixedSamples, Group, StagedSamples
+from lightning_rs.certifier import Certifier
+from lightning_rs.classifiers import NoiseAugmentation
+from lightning_rs.data import Digits
+from lightning_rs.noise import GaussianNoise
+from lightning_rs.runtime import Runtime
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained classifier of 8x8 digits in a checkpoint of ours."""
+    torch.manual_seed(0)
+    model = NoiseAugmentation(noise=GaussianNoise(0.25), mean=[0.3], std=[0.4], grid=16)
+    model.data_spec = {"class_path": "lightning_rs.data.Digits", "init_args": {"skip": 7}}
+    held: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(held)
+    path = tmp_path_factory.mktemp("checkpoint") / "digits.ckpt"
+    torch.save(held, path)
+    return path
+
+
+def written(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "throughput.json"
+    found = throughput.main(["--quick", "--plain", "--device", "cpu", "--rounds", "2", "--out", str(out)])
+    rows = written(out)["throughput"]
+    assert [row["runtime"]["precision"] for row in rows] == 2 * ["32-true", "bf16-true"]
+    assert [row["runtime"]["fused"] for row in rows] == [True, True, False, False]
+    assert all(len(rates) == 2 and min(rates) > 0 for row in rows for rates in row["rates"].values())
+    assert found["environment"]["torch"] == torch.__version__
+    assert "| ours / reference" in capsys.readouterr().out
+
+
+def test_the_contenders_evaluate_what_they_are_told() -> None:
+    seen: list[int] = []
+    network = throughput.network_of("digits_cnn", (1, 8, 8))
+    network.register_forward_hook(lambda _, rows, __: seen.append(len(rows[0])))
+    image = torch.rand(1, 1, 8, 8)
+    throughput.reference_loop(network, image, 10, batch=30)(100)
+    assert seen == [30, 30, 30, 30]
+    prepared = Runtime(micro_batch=16, threads=2, fuse=False, fold=False).prepare(network, (1, 8, 8))
+    seen.clear()
+    throughput.forward_only(prepared)(100)
+    assert seen == [16] * 8  # a whole number of micro-batches on each of two threads
+
+
+def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
+    network = throughput.network_of("digits_cnn", (1, 8, 8))
+    throughput.where_time_goes("digits_cnn", network, Runtime(threads=1, micro_batch=8), torch.rand(1, 1, 8, 8), "cpu")
+    assert "mkldnn::_convolution_pointwise" in capsys.readouterr().out
+
+
+def test_samples(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "samples.json"
+    samples.main(["--quick", "--checkpoint", str(checkpoint), "--device", "cpu", "--out", str(out)])
+    found = written(out)
+    assert [row["r / sigma"] for row in found["decisions"]] == list(samples.SIGMAS)
+    assert all(0 < row["median samples"] <= 1000 for row in found["decisions"])
+    fixed, *staged = found["staged"]
+    assert (fixed["mean samples"], fixed["ACR lost"]) == (1000, 0)
+    used = [row["mean samples"] for row in staged]
+    assert used == sorted(used, reverse=True)
+    assert used[0] <= 1000
+
+
+def test_replayed_stages_are_what_the_budget_would_have_drawn(checkpoint: Path) -> None:
+    network, noise, images = samples.load(checkpoint, None, 6)
+    data = Digits(max=6)
+    data.setup("predict")
+    assert images.indices == [int(sample["index"]) for sample in data.certification_subset()]
+    session = Certifier(n0=50, n=2000, alpha=0.01).session(network, noise, (1, 8, 8))
+    some = images.first(6)
+    selection, budget = samples.select(session, some), StagedSamples(0.02)
+    replay: Any = samples.Replay(session, some.indices, samples.draw_stages(session, some, budget))
+    group = Group(some.images, some.indices, some.labels)
+    real = budget.run(session.task, group, selection)
+    again = budget.run(samples.replace(session.task, sampler=replay), group, selection)
+    assert (real.used == again.used).all()
+    assert (real.counts == again.counts).all()
+    assert samples.average_radius(real, some.labels) == samples.average_radius(again, some.labels)
+    assert isinstance(session.certifier.budget, FixedSamples)
+
+
+def test_average_radius_counts_only_correct_images(checkpoint: Path) -> None:
+    class Said:
+        radius, prediction = np.array([1.0, 2.0, 0.0]), np.array([3, 4, -1])
+
+    outcome: Any = type("Outcome", (), {"radii": {"x": Said}})
+    assert samples.average_radius(outcome, [3, 5, 1]) == pytest.approx(1 / 3)
+
+
+def test_scaling(tmp_path: Path) -> None:
+    out = tmp_path / "scaling.json"
+    scaling.main(["--quick", "--network", "digits_cnn", "--ranks", "--device", "cpu", "--out", str(out)])
+    found = written(out)
+    assert [row["n"] for row in found["n"]] == [50, 100]
+    assert [row["images"] for row in found["images"]] == [1, 3]
+    assert [row["side"] for row in found["size"]] == [8, 12]
+    assert all(row["seconds"] > 0 for key in ("n", "images", "size") for row in found[key])
+
+
+@pytest.mark.slow
+def test_scaling_over_ranks() -> None:
+    found = scaling.main(["--quick", "--network", "digits_cnn", "--ranks", "1", "2", "--device", "cpu"])
+    assert [row["ranks"] for row in found["ranks"]] == [1, 2]
+
+
+def test_turns_alternate() -> None:
+    turns: list[tuple[str, int]] = []
+    works = {name: lambda size, name=name: turns.append((name, size)) for name in ("a", "b")}
+    clock = iter(range(1000))
+    original, common.time.perf_counter = common.time.perf_counter, lambda: float(next(clock))
+    try:
+        rates = common.alternate(works, seconds=4, rounds=3)
+    finally:
+        common.time.perf_counter = original
+    assert [name for name, _ in turns[-6:]] == ["a", "b"] * 3
+    assert rates == {"a": [256.0] * 3, "b": [256.0] * 3}
