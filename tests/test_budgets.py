@@ -26,6 +26,7 @@ from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.records import Certification
 from lightning_rs.runtime import Runtime
+from lightning_rs.sampling import Sampler
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, randomized_clopper_pearson_tail
 from lightning_rs.statistics.sequential import StagedClopperPearson
 from tests.helpers import HalfSpace
@@ -64,6 +65,28 @@ def test_records_depend_on_the_index_only(budget: Budget) -> None:
     alone = [certify(budget, SCORES[i : i + 1], indices=[i])[0] for i in range(8)]
     assert together == backwards == alone
     assert together != certify(budget, SCORES, indices=list(range(1, 9)))
+
+
+@pytest.mark.parametrize(
+    ("certificate", "together"),
+    [(SecondOrderL2(), False), (SecondOrderL2("levine"), False), (DipoleL2(), True), (GaussianTwoClassL2(), True)],
+    ids=repr,
+)
+def test_floating_point_sums_are_formed_for_one_image_at_a_time(
+    certificate: Certificate, together: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Float addition is not associative, and micro-batches that images share would cut their sums at random. That
+    # shows in the last digits of few records, hence the look at how samples are collected. Counts may share.
+    images: list[int] = []
+    collect = Sampler.collect
+
+    def spy(self: Sampler, x: torch.Tensor, *arguments: Any, **others: Any) -> Any:
+        images.append(len(x))
+        return collect(self, x, *arguments, **others)
+
+    monkeypatch.setattr(Sampler, "collect", spy)
+    certify(FixedSamples(), SCORES, certificates=[certificate])
+    assert images == ([8, 8] if together else [8] + [1] * 8)  # selection first
 
 
 @every

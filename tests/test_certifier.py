@@ -19,7 +19,7 @@ from lightning_rs.certificates.base import Certificate
 from lightning_rs.certificates.dipole import DipoleGradientL2, DipoleL2
 from lightning_rs.certificates.gaussian_l2 import GaussianL1, GaussianL2, GaussianLinf, GaussianTwoClassL2
 from lightning_rs.certificates.second_order import SecondOrderL2
-from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1, splitting_votes_distance
+from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1
 from lightning_rs.certificates.subspace import ChannelL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1
 from lightning_rs.certifier import Certifier, Session
@@ -525,10 +525,11 @@ class TestDeterministicSplitting:
             assert (record.alpha, record.n, record.n_used) == (0.0, 48, 48)
             assert (record.ball, record.grid) == ("closed", 16)
             assert (record.top, record.runner_up, record.counts0) == (-1, -1, ())
-            prediction, distance = splitting_votes_distance(np.array(record.counts))
-            assert record.prediction == prediction
-            assert record.radius == max(int(distance), 0) / 16
-            assert record.steps == max(int(distance), 0)
+            zero, one = record.counts
+            assert record.prediction == (one > zero)
+            # One step turns at most one vote, which moves the difference by two; ties go to class 0.
+            assert record.steps == ((zero - one) // 2 if zero >= one else (one - zero - 1) // 2)
+            assert record.radius == record.steps / 16
             assert record.extra == {"doubtful": 0}
             assert "exactly" in repr(record)
 
@@ -580,8 +581,9 @@ class TestDeterministicSplitting:
             doubtful = record.extra["doubtful"]
             assert surely <= doubtful <= perhaps
             seen += doubtful
-            _, distance = splitting_votes_distance(np.array(record.counts))
-            assert record.radius == max(int(distance) - doubtful, 0) / 16
+            zero, one = record.counts
+            distance = (zero - one) // 2 if zero >= one else (one - zero - 1) // 2
+            assert record.radius == max(distance - doubtful, 0) / 16
             assert (record.prediction == -1) == (distance < doubtful)
             if doubtful:
                 assert f"{doubtful} votes within the logit margin" in record.note
