@@ -27,6 +27,7 @@ lint: setup
 	$(BIN)/lint-imports
 
 test: lint
+	$(BIN)/python -m pytest -q --doctest-modules lightning_rs
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m "not slow"
 
 slow: setup

@@ -109,6 +109,8 @@ class SmoothingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; with ``ckpt_path``, model and data default to what the checkpoint says of itself."""
+        # The field's n where a classifier is certified on purpose; the certification that ends a fit is a preview.
+        self._subcommand_parsers["certify"].set_defaults({"certifier": {**DEFAULTS["certifier"], "init_args": {}}})
         given = list(sys.argv[1:] if args is None else args)
         subcommand = next((word for word in given if word in self.subcommands()), None)
         path = _option(given, "--ckpt_path")
