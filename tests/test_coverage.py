@@ -305,8 +305,8 @@ VALID: dict[str, tuple[Known, Certificate, int, int]] = {
     "two classes": (three_classes(0.5, 0.42), GaussianTwoClassL2(), 100, 2000),
     "two classes, grouped": (three_classes(0.5, 0.42), GaussianTwoClassL2("grouped"), 100, 2000),
     "two equal classes": (three_classes(0.45, 0.45), GaussianTwoClassL2(), 100, 2000),
-    "Lecuyer": (LOOSE, LecuyerL2(), 100, 500),
-    "Renyi": (LOOSE, RenyiL2(), 100, 500),
+    "Lecuyer": (LOOSE, LecuyerL2(), 100, 200),
+    "Renyi": (LOOSE, RenyiL2(), 100, 200),
     "uniform linf, three coordinates": (
         first_coordinate(UniformNoise(WIDE), 0.9, P, sharp=False),
         UniformLinf(),
@@ -314,10 +314,10 @@ VALID: dict[str, tuple[Known, Certificate, int, int]] = {
         500,
     ),
     "second order, half space": (GAUSSIAN, SecondOrderL2(), 100, 1000),
-    "second order, symmetric slab": (slab(-1.3, 1.3), SecondOrderL2(), 2000, 400),
-    "second order, slab": (slab(-2.0, 1.0), SecondOrderL2(), 2000, 400),
+    "second order, symmetric slab": (slab(-1.3, 1.3), SecondOrderL2(), 2000, 250),
+    "second order, slab": (slab(-2.0, 1.0), SecondOrderL2(), 2000, 250),
     "second order, slab, Levine": (slab(-2.0, 1.0), SecondOrderL2("levine"), 2000, 200),
-    "dipole, half space": (GAUSSIAN, DipoleL2(), 100, 2000),
+    "dipole, half space": (GAUSSIAN, DipoleL2(), 100, 800),
     "dipole and gradient, half space": (GAUSSIAN, DipoleGradientL2(), 1000, 300),
     "first order l1": (loose(half_space([1.0, 2.0, 3.0, 4.0], norm=1)), FirstOrderL1(), 1000, 150),
     "first order linf": (loose(half_space([1.0, 2.0, 3.0, 4.0], norm=math.inf)), FirstOrderLinf(), 1000, 150),
@@ -341,7 +341,7 @@ def test_a_channel_on_a_half_space() -> None:
     margin = SIGMA * float(weight.norm()) * z(P)
     radius = margin / float(weight[2:4].norm())
     known = Known(HalfSpace(weight, float(weight @ x.flatten()) - margin), GaussianNoise(SIGMA), x, radius, P)
-    assert not too_many(experiment(known, ChannelL2("green"), 1000, 0.05, 150), 150, 0.05)
+    assert not too_many(experiment(known, ChannelL2("green"), 1000, 0.05, 40), 40, 0.05)
 
 
 # --------------------------------------------------------------------------------------------- the budgets
