@@ -21,8 +21,10 @@ _IGNORED = (
     # A certification stage writes its results itself.
     r"predict returned None if it was on purpose.*",
 )
-# The callbacks of the training have nothing to do in the other stages.
-CALLBACKS_OF_TRAINING = r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint.*"
+# The callbacks of the training have nothing to do in the other stages, which have folders of their own.
+CALLBACKS_OF_TRAINING = (
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint|The dirpath has changed from "
+)
 # Lines of PyTorch Lightning's log that advertise other products.
 _ADVERTISED = ("litlogger", "litmodels")
 # Lines of an argument parser's message that repeat what others say better.

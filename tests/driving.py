@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -35,22 +34,35 @@ def run(*words: object) -> int:
 
 
 def certify(out: Path, *words: object, n: int = 200, max: int = 13) -> int:
-    """Certify a few images with the trained checkpoint into the record file ``out``."""
-    small = (f"--certifier.init_args.n={n}", "--certifier.init_args.n0=20", f"--data.init_args.max={max}")
-    where = ("--records", out, f"--trainer.default_root_dir={out.parent}")
-    return run("certify", "--ckpt_path", trained(), *small, *where, *ONE_THREAD, *words)
+    """Certify a few images with the trained checkpoint into the record file ``out``, in this process."""
+    return run(*certify_words(out, n, max), *words)
 
 
-def start(*words: object, launcher: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a command in a process of its own, leader of a new group."""
-    plain = [word for word in PLAIN if "devices" not in word or not any("devices" in str(w) for w in words)]
+def certify_words(out: Path, n: int = 200, max: int = 13) -> list[str]:
+    """Return the command that certifies a few images with the trained checkpoint into the record file ``out``."""
+    return [
+        "certify",
+        f"--ckpt_path={trained()}",
+        f"--certifier.init_args.n={n}",
+        "--certifier.init_args.n0=20",
+        f"--data.init_args.max={max}",
+        f"--records={out}",
+        f"--trainer.default_root_dir={out.parent}",
+        *ONE_THREAD,
+    ]
+
+
+def start(*words: object, devices: int = 1) -> subprocess.Popen[str]:
+    """Start a command in processes of their own, in a new group."""
+    plain = [word for word in PLAIN if "devices" not in word]
+    strategy = [f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
     return subprocess.Popen(
-        [sys.executable, "-m", "lightning_rs", *map(str, words), *plain],
+        [sys.executable, "-m", "lightning_rs", *map(str, words), *plain, *strategy],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         start_new_session=True,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -103,7 +104,9 @@ class Progress:
         if self._stream is None:
             return
         if self._is_terminal():
-            self._stream.write(f"\r\x1b[K{self.line()}" + ("\n" if final else ""))
+            # A line that wraps could not be redrawn; the last one may.
+            line = self.line() if final else self.line()[: shutil.get_terminal_size().columns - 1]
+            self._stream.write(f"\r\x1b[K{line}" + ("\n" if final else ""))
         else:
             self._stream.write(self.line() + "\n")
         self._stream.flush()

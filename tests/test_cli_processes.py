@@ -1,0 +1,148 @@
+"""Processes that are killed, interrupted, or several: every image once, and the bodies of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from lightning_rs.records import body_lines
+from tests.driving import PLAIN, certify, certify_words, indices, run, start, trained
+
+# Somebody may commit while the processes run.
+pytestmark = pytest.mark.filterwarnings("ignore:.* is resumed although git")
+
+LONG = {"n": 30_000, "max": 24}
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def begin() -> Iterator[Start]:
+    """Start processes that do not outlive the test."""
+    begun: list[subprocess.Popen[str]] = []
+
+    def begin(*words: object, devices: int = 1) -> subprocess.Popen[str]:
+        begun.append(start(*words, devices=devices))
+        return begun[-1]
+
+    yield begin
+    for process in begun:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_killed_twice_and_interrupted_once_the_records_are_those_of_one_run(tmp_path: Path, begin: Start) -> None:
+    assert certify(tmp_path / "whole.jsonl", **LONG) == 0
+    out = tmp_path / "r.jsonl"
+    for ending in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+        before = _lines(out)
+        process = begin(*certify_words(out, **LONG))
+        _wait(lambda goal=before + 4: _lines(out) > goal, process)
+        process.send_signal(ending)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == (1 if ending == signal.SIGINT else -signal.SIGKILL)
+        assert 0 < before + 4 < _lines(out) < 25
+    assert f"images are recorded in {out}: the same certification goes on from there" in said
+    assert "Traceback" not in said
+    assert certify(out, **LONG) == 0
+    assert body_lines(out) == body_lines(tmp_path / "whole.jsonl")
+
+
+def test_two_processes_certify_every_image_once(tmp_path: Path, begin: Start) -> None:
+    out = tmp_path / "r.jsonl"
+    assert certify(tmp_path / "one.jsonl") == 0
+    process = begin(*certify_words(out), devices=2)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert indices(out) == list(range(13))
+    assert body_lines(out) == body_lines(tmp_path / "one.jsonl")
+    assert "in 2 processes" in said
+    assert said.count("13 images, GaussianL2") == 1
+    assert sorted(file.name for file in tmp_path.glob("r.*")) == ["r.jsonl", "r.sidecar.jsonl"]
+    # One image is left for two processes: one of them has nothing to do.
+    out.write_text("".join(out.read_text().splitlines(keepends=True)[:-1]))
+    process = begin(*certify_words(out), devices=2)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "the missing 1 of 13 images" in said
+    assert body_lines(out) == body_lines(tmp_path / "one.jsonl")
+
+
+def test_a_killed_rank_loses_nothing(tmp_path: Path, begin: Start) -> None:
+    out = tmp_path / "r.jsonl"
+    ranks = [tmp_path / f"r.rank{rank}.jsonl" for rank in range(2)]
+    process = begin(*certify_words(out, **LONG), devices=2)
+    _wait(lambda: min(map(_lines, ranks)) > 3, process)
+    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    os.kill(child, signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    with open(ranks[1], "a") as file:
+        file.write('{"index":23,"la')  # torn, and no second process will come to repair it
+    kept = sum(map(_lines, ranks))
+    assert certify(out, **LONG) == 0
+    assert certify(tmp_path / "whole.jsonl", **LONG) == 0
+    assert body_lines(out) == body_lines(tmp_path / "whole.jsonl")
+    assert kept > 6
+    assert not any(rank.exists() for rank in ranks)
+
+
+def test_refusals_are_one_line_with_two_processes(tmp_path: Path, begin: Start) -> None:
+    out = tmp_path / "r.jsonl"
+    assert certify(out) == 0
+    process = begin(*certify_words(out, n=300), devices=2)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert len([line for line in said.splitlines() if line.startswith("error")]) == 1
+    assert "n: 200 != 300" in said
+    assert "Traceback" not in said
+
+
+def test_ranks_share_the_certification_at_epoch_ends(tmp_path: Path, begin: Start) -> None:
+    words = [
+        "validate",
+        f"--ckpt_path={trained()}",
+        "--trainer.callbacks=EpochEndCertification",
+        "--trainer.callbacks.images=13",
+        "--trainer.callbacks.certifier=Certifier",
+        "--trainer.callbacks.certifier.n=300",
+    ]
+    process = begin(*words, f"--trainer.default_root_dir={tmp_path}", devices=2)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    alone = begin(*words, f"--trainer.default_root_dir={tmp_path}")
+    said_alone, _ = alone.communicate(timeout=300)
+    assert _certified(said) == _certified(said_alone)
+    assert len(_certified(said)) >= 8
+
+
+@pytest.mark.slow
+def test_fit_and_final_certification_with_two_processes(tmp_path: Path, begin: Start) -> None:
+    words = ["--trainer.max_epochs=2", "--certifier.n=200", "--data.max=13", f"--trainer.default_root_dir={tmp_path}"]
+    process = begin("fit", *words, devices=2)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    assert indices(next((tmp_path / "certify").glob("*[0-9a-f].jsonl"))) == list(range(13))
+    assert run("certify", "-c", tmp_path / "fit.yaml", "--ckpt_path", tmp_path / "checkpoints/last.ckpt", *PLAIN) == 0
+
+
+def _certified(said: str) -> list[str]:
+    return [line for line in said.splitlines() if "certify/" in line]
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
