@@ -287,8 +287,9 @@ class GradientSums(Evidence):
         self._sums[image, half] += weights @ variates.double()
 
     def merge(self, other: Self) -> None:
-        """Add the other's sums."""
+        """Add the other's sums and sizes, half by half: the halves stay disjoint."""
         self._sums = self._sums + other._sums.to(self._sums.device)
+        self.sizes = (self.sizes[0] + other.sizes[0], self.sizes[1] + other.sizes[1])
 
     def means(self, sigma: float) -> tuple[FloatArray, FloatArray]:
         """Return the two half-sample means of z = (w / sigma)(f - 1/2), each (B, d), in C, H, W order."""
@@ -350,8 +351,9 @@ class PairProducts(Evidence):
             self._sums[segment.image] += torch.dot(hits.double(), dots)
 
     def merge(self, other: Self) -> None:
-        """Add the other's sums."""
+        """Add the other's sums and its number of pairs."""
         self._sums = self._sums + other._sums.to(self._sums.device)
+        self.pairs += other.pairs
 
     @property
     def mean(self) -> FloatArray:
