@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -54,10 +56,30 @@ def certify_words(out: Path, n: int = 200, max: int = 13) -> list[str]:
 
 def start(*words: object, devices: int = 1) -> subprocess.Popen[str]:
     """Start a command in processes of their own, in a new group."""
+    return _spawn("-m", "lightning_rs", *map(str, words), *_processes(devices))
+
+
+def start_in_turn(folder: Path, *commands: Sequence[object], devices: int) -> subprocess.Popen[str]:
+    """Start commands that the same processes run one after another, because importing torch takes its time."""
+    lists = [[*map(str, words), *_processes(devices)] for words in commands]
+    script = folder / "commands.py"  # not beside the tests, where the folder `statistics` would hide Python's
+    script.write_text(f"""
+import os
+from lightning_rs.cli import main
+for words in {json.dumps(lists)}:
+    print("process", os.environ.get("LOCAL_RANK", 0), "ended with", main(words), flush=True)
+""")
+    return _spawn(str(script))
+
+
+def _processes(devices: int) -> list[str]:
     plain = [word for word in PLAIN if "devices" not in word]
-    strategy = [f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
+    return [*plain, f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
+
+
+def _spawn(*words: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "lightning_rs", *map(str, words), *plain, *strategy],
+        [sys.executable, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
