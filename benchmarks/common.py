@@ -43,11 +43,11 @@ def environment() -> Row:
     }
 
 
-def alternate(works: Mapping[str, Callable[[int], None]], seconds: float, rounds: int) -> dict[str, list[float]]:
+def alternate(works: Mapping[str, Callable[[int], int]], seconds: float, rounds: int) -> dict[str, list[float]]:
     """Return the samples a second of each work in each round; the works take turns, so that all see the same machine.
 
     Args:
-        works: a work does as many samples as it is told to, at least, and returns when they are done.
+        works: a work does as many samples as it is told to, or more, and returns how many when they are done.
         seconds: about how long a turn lasts.
         rounds: number of turns.
     """
@@ -55,23 +55,24 @@ def alternate(works: Mapping[str, Callable[[int], None]], seconds: float, rounds
     rates: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():
-            rates[name].append(sizes[name] / _seconds(work, sizes[name]))
+            rates[name].append(_rate(work, sizes[name])[0])
     return rates
 
 
-def _calibrated(work: Callable[[int], None], seconds: float) -> int:
+def _calibrated(work: Callable[[int], int], seconds: float) -> int:
     size = 64
     while True:
-        took = _seconds(work, size)
+        rate, took = _rate(work, size)
         if took >= seconds / 8:
-            return max(64, round(size * seconds / took))
+            return max(64, round(rate * seconds))
         size *= 4
 
 
-def _seconds(work: Callable[[int], None], size: int) -> float:
+def _rate(work: Callable[[int], int], size: int) -> tuple[float, float]:
     start = time.perf_counter()
-    work(size)
-    return time.perf_counter() - start
+    done = work(size)
+    took = time.perf_counter() - start
+    return done / took, took
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:

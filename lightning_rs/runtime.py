@@ -27,7 +27,7 @@ from lightning_rs.workers import Workers, one_thread
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 # Numbers of one micro-batch of inputs that keep activations of small networks in one core's cache, or fill a GPU.
-_CPU_NUMBERS = 1 << 17
+_CPU_NUMBERS = 1 << 18
 _GPU_NUMBERS = 1 << 23
 _CANDIDATES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -257,7 +257,7 @@ class PreparedNetwork:
         numbers = _GPU_NUMBERS if self.device.type == "cuda" else _CPU_NUMBERS
         dim = int(torch.Size(self.shape).numel())
         size = 1 << max(5, (numbers // dim).bit_length() - 1)
-        return min(size, 4096 if self.device.type == "cuda" else 1024)
+        return min(size, 4096 if self.device.type == "cuda" else 2048)
 
     @torch.inference_mode()
     def _tune(self) -> int:

@@ -141,9 +141,9 @@ class Sampler:
         self.tolerance = 0.0  # logit margin inside which enumerated votes count as adversarial
         dim = int(torch.Size(prepared.shape).numel())
         self._chunk = min(chunk_size(dim, prepared.device.type), prepared.micro_batch)
-        # One more than there are workers: a worker goes on while its last micro-batch enters the evidence.
+        # Two for each worker: it goes on while its last micro-batch waits to enter the evidence.
         count = prepared.workers.count
-        self._slots = [_Slot(prepared, self._chunk) for _ in range(count + 1 if count > 1 else 1)]
+        self._slots = [_Slot(prepared, self._chunk) for _ in range(2 * count if count > 1 else 1)]
 
     @torch.inference_mode()
     def collect(

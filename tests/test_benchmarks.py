@@ -55,11 +55,11 @@ def test_the_contenders_evaluate_what_they_are_told() -> None:
     network = throughput.network_of("digits_cnn", (1, 8, 8))
     network.register_forward_hook(lambda _, rows, __: seen.append(len(rows[0])))
     image = torch.rand(1, 1, 8, 8)
-    throughput.reference_loop(network, image, 10, batch=30)(100)
+    assert throughput.reference_loop(network, image, 10, batch=30)(100) == 120
     assert seen == [30, 30, 30, 30]
     prepared = Runtime(micro_batch=16, threads=2, fuse=False, fold=False).prepare(network, (1, 8, 8))
     seen.clear()
-    throughput.forward_only(prepared)(100)
+    assert throughput.forward_only(prepared)(100) == 128
     assert seen == [16] * 8  # a whole number of micro-batches on each of two threads
 
 
@@ -124,14 +124,20 @@ def test_scaling_over_ranks() -> None:
     assert [row["ranks"] for row in found["ranks"]] == [1, 2]
 
 
-def test_turns_alternate() -> None:
-    turns: list[tuple[str, int]] = []
-    works = {name: lambda size, name=name: turns.append((name, size)) for name in ("a", "b")}
-    clock = iter(range(1000))
-    original, common.time.perf_counter = common.time.perf_counter, lambda: float(next(clock))
-    try:
-        rates = common.alternate(works, seconds=4, rounds=3)
-    finally:
-        common.time.perf_counter = original
-    assert [name for name, _ in turns[-6:]] == ["a", "b"] * 3
-    assert rates == {"a": [256.0] * 3, "b": [256.0] * 3}
+def test_turns_alternate_and_a_rate_counts_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[str] = []
+    clock = [0.0]
+
+    def work(name: str, batch: int, rate: float) -> Any:
+        def run(size: int) -> int:
+            turns.append(name)
+            done = -(-size // batch) * batch
+            clock[0] += done / rate
+            return done
+
+        return run
+
+    monkeypatch.setattr(common.time, "perf_counter", lambda: clock[0])
+    rates = common.alternate({"a": work("a", 1000, 50.0), "b": work("b", 1, 2.0)}, seconds=4, rounds=3)
+    assert turns[-6:] == ["a", "b"] * 3
+    assert rates == {"a": pytest.approx([50.0] * 3), "b": pytest.approx([2.0] * 3)}

@@ -356,7 +356,7 @@ class TestMicroBatch:
             shape: Runtime().prepare(Shape(lambda x: x.flatten(1)[:, :2]), shape).micro_batch
             for shape in ((2,), (1, 28, 28), (3, 32, 32), (3, 224, 224))
         }
-        assert sizes == {(2,): 1024, (1, 28, 28): 128, (3, 32, 32): 32, (3, 224, 224): 32}
+        assert sizes == {(2,): 2048, (1, 28, 28): 256, (3, 32, 32): 64, (3, 224, 224): 32}
 
     def test_tune_takes_the_fastest_candidate_and_records_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         tried: list[int] = []

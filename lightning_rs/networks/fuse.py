@@ -13,6 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from lightning_rs.networks.fused_layers import (
+    FusedConv2d,
+    PairedConv2d,
+    flatten_as_stored,
+    max_of_squares,
+    pairs_columns,
+)
 from lightning_rs.networks.normalize import Center, Normalize
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -22,58 +29,6 @@ _FLATTEN: tuple[Any, ...] = (torch.flatten, "flatten")
 _OWN_MEMORY = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
 # Largest difference of logits, relative to the largest logit, that is taken for rounding.
 _ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-
-
-class FusedConv2d(nn.Module):
-    """A convolution with weights in oneDNN's own layout, then perhaps a sum and a ReLU, in one pass.
-
-    Args:
-        conv: a convolution with zero padding.
-        example: an input of the shape that will be seen, in channels-last memory.
-        relu: rectify the result.
-        overwrite: a second input, to which the result is added, is not needed afterwards.
-    """
-
-    def __init__(self, conv: nn.Conv2d, example: Tensor, relu: bool = False, overwrite: bool = False) -> None:
-        super().__init__()
-        self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
-        reorder: Any = torch._C._nn.mkldnn_reorder_conv2d_weight
-        self.weight = reorder(conv.weight.detach().to_mkldnn(), *self.geometry, list(example.shape))
-        self.bias = conv.bias
-        self.relu = relu
-        self.overwrite = overwrite
-
-    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Return the convolution of ``x``, plus ``other`` if it is given, rectified if asked for."""
-        ops, conv = torch.ops.mkldnn, (self.weight, self.bias, *self.geometry)
-        if other is None:
-            return ops._convolution_pointwise(x, *conv, "relu" if self.relu else "none", (), "")
-        post = ("add", 1.0, "relu" if self.relu else None, (), "")
-        if self.overwrite:
-            return ops._convolution_pointwise_.binary(other, x, *conv, *post)
-        return ops._convolution_pointwise.binary(x, other, *conv, *post)
-
-
-def max_of_squares(x: Tensor, size: int) -> Tensor:
-    """Max-pool disjoint ``size x size`` squares of ``(N, C, H, W)``; pixels beyond the last whole square drop out.
-
-    The same values as ``torch.nn.functional.max_pool2d``, which is five times slower on channels-last memory.
-    """
-    height, width = (side // size * size for side in x.shape[2:])
-    x = _largest([x[:, :, i:height:size] for i in range(size)])
-    return _largest([x[..., i:width:size] for i in range(size)])
-
-
-def _largest(parts: list[Tensor]) -> Tensor:
-    largest = parts[0]
-    for part in parts[1:]:
-        largest = torch.maximum(largest, part)
-    return largest
-
-
-def flatten_as_stored(x: Tensor) -> Tensor:
-    """Return ``(N, H * W * C)`` from channels-last ``(N, C, H, W)`` without a copy."""
-    return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
@@ -99,7 +54,7 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
     traced = fx.GraphModule(network, graph)
     _drop_identities(traced)
     _Shapes(traced).run(example)
-    for rewrite in (_fuse_convolutions, _replace_pools, _flatten_without_copy, _spread_means):
+    for rewrite in (_rectify_before_pooling, _fuse_convolutions, _replace_pools, _flatten_without_copy, _spread_means):
         rewrite(traced)
     graph.eliminate_dead_code()
     graph.lint()
@@ -170,6 +125,23 @@ def _stored_by_pixel(node: object) -> bool:
     return seen is not None and seen.ndim == 4 and seen.is_contiguous(memory_format=torch.channels_last)
 
 
+def _rectify_before_pooling(traced: fx.GraphModule) -> None:
+    """Swap pooling and ReLU, which commute, so that a convolution can absorb the ReLU."""
+    nodes: list[fx.Node] = list(traced.graph.nodes)
+    for pool in nodes:
+        relu = _only_user(pool)
+        if relu is None or not _is_pooling(traced, pool) or not _is_relu(traced, relu):
+            continue
+        conv = _source(pool)
+        if _only_user(conv) is pool and type(_module(traced, conv)) is nn.Conv2d:
+            with traced.graph.inserting_before(pool):
+                rectified = traced.graph.call_function(F.relu, (conv,))
+            rectified.meta["seen"] = _seen(conv)
+            pool.replace_input_with(conv, rectified)
+            relu.replace_all_uses_with(pool)
+            traced.graph.erase_node(relu)
+
+
 def _fuse_convolutions(traced: fx.GraphModule) -> None:
     fused: set[fx.Node] = set()
     for number, node in enumerate(list(traced.graph.nodes)):
@@ -180,7 +152,10 @@ def _fuse_convolutions(traced: fx.GraphModule) -> None:
         relu = last is not node and _is_relu(traced, last)
         overwrite = other is not None and other is not source and _is_free(traced, other, last, fused)
         name = f"fused_{number}"
-        traced.add_submodule(name, FusedConv2d(conv, _seen(source), relu, overwrite))
+        if other is None and pairs_columns(conv, _seen(source).shape[3]):
+            traced.add_submodule(name, PairedConv2d(conv, torch.empty_like(_seen(source), device="cpu"), relu))
+        else:
+            traced.add_submodule(name, FusedConv2d(conv, _seen(source), relu, overwrite))
         with traced.graph.inserting_before(last):
             new = traced.graph.call_module(name, (source,) if other is None else (source, other))
         new.meta["seen"] = last.meta["seen"]
@@ -234,12 +209,15 @@ def _chain(first: fx.Node, last: fx.Node) -> list[fx.Node]:
 
 def _replace_pools(traced: fx.GraphModule) -> None:
     for node in list(traced.graph.nodes):
-        pool = _module(traced, node)
-        if type(pool) is nn.MaxPool2d and _is_disjoint(pool) and _stored_by_pixel(node.args[0]):
-            _substitute(traced, node, max_of_squares, _pair(pool.kernel_size)[0])
+        if _is_pooling(traced, node):
+            _substitute(traced, node, max_of_squares, _pair(getattr(_module(traced, node), "kernel_size", 1))[0])
 
 
-def _is_disjoint(pool: nn.MaxPool2d) -> bool:
+def _is_pooling(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Say whether a node takes the maxima of disjoint squares of channels-last images."""
+    pool = _module(traced, node)
+    if type(pool) is not nn.MaxPool2d or not _stored_by_pixel(node.args[0]):
+        return False
     height, width = _pair(pool.kernel_size)
     plain = not pool.ceil_mode and not pool.return_indices and _pair(pool.dilation) == (1, 1)
     return plain and height == width > 1 and _pair(pool.stride) == (height, height) and _pair(pool.padding) == (0, 0)

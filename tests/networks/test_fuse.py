@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_rs.networks import build_network
 from lightning_rs.networks.fold import fold_batchnorm
-from lightning_rs.networks.fuse import FusedConv2d, flatten_as_stored, fuse_for_cpu, max_of_squares
+from lightning_rs.networks.fuse import fuse_for_cpu
+from lightning_rs.networks.fused_layers import FusedConv2d, PairedConv2d, flatten_as_stored, max_of_squares
 
 
 def batch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -187,6 +188,45 @@ def test_sums_and_rectifiers_mean_what_they_meant(rule: Callable[..., Tensor]) -
 def test_a_chain_of_blocks_writes_over_its_shortcuts() -> None:
     fused = fuse_for_cpu(Residual(_chain), batch(3, 4, 6, 6))
     assert [layer.overwrite for layer in fused_layers(fused)].count(True) == 2
+
+
+@pytest.mark.parametrize(
+    ("conv", "paired"),
+    [
+        (nn.Conv2d(1, 5, 3), True),
+        (nn.Conv2d(1, 5, 3, bias=False), True),
+        (nn.Conv2d(1, 5, (2, 5)), True),
+        (nn.Conv2d(1, 5, 1), True),
+        (nn.Conv2d(1, 5, (3, 5)), True),
+        (nn.Conv2d(1, 5, 2), False),
+        (nn.Conv2d(1, 5, 3, padding=1), False),
+        (nn.Conv2d(1, 5, 3, stride=2), False),
+        (nn.Conv2d(1, 5, 3, dilation=2), False),
+        (nn.Conv2d(2, 5, 3), False),
+    ],
+)
+@pytest.mark.parametrize("width", [7, 8])
+@torch.inference_mode()
+def test_columns_in_pairs(conv: nn.Conv2d, paired: bool, width: int) -> None:
+    x = batch(2, conv.in_channels, 6, width)
+    conv.requires_grad_(False)
+    for more in ([], [nn.ReLU()], [nn.MaxPool2d(2)]):
+        network = nn.Sequential(conv, *more)
+        fused = fuse_for_cpu(network, x)
+        torch.testing.assert_close(fused(x), network(x), rtol=1e-5, atol=1e-5)
+        found = any(isinstance(module, PairedConv2d) for module in fused.modules())
+        assert found == (paired and width % 2 == 0)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2), nn.AvgPool2d(2)])
+@torch.inference_mode()
+def test_a_rectifier_moves_only_before_a_maximum(pool: nn.Module) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), pool, nn.ReLU(), nn.Conv2d(4, 2, 1)).requires_grad_(False)
+    x = batch(2, 3, 9, 9)
+    fused = fuse_for_cpu(network, x)
+    torch.testing.assert_close(fused(x), network(x), rtol=1e-5, atol=1e-5)
+    assert fused_layers(fused)[0].relu == (type(pool) is nn.MaxPool2d and pool.stride == 2 and pool.kernel_size == 2)
 
 
 @pytest.mark.parametrize(
