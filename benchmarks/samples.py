@@ -10,6 +10,7 @@ are drawn once by the engine; every tolerance is then replayed on the same count
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,7 +151,9 @@ def decisions(session: Session, some: Images, sigma: float, radii: Sequence[floa
     selection, group = select(session, some), Group(some.images, some.indices, some.labels)
     rows = []
     for r in radii:
+        start = time.perf_counter()
         outcome = DecideRadius(r * sigma).run(session.task, group, selection)
+        seconds = time.perf_counter() - start
         status = np.asarray(outcome.status)
         rows.append(
             {
@@ -162,6 +165,7 @@ def decisions(session: Session, some: Images, sigma: float, radii: Sequence[floa
                 "times fewer (mean)": session.certifier.n / float(outcome.used.mean()),
                 "certified": float((status == "decided").mean()),
                 "undecided": float((status == "undecided").mean()),
+                "samples /s": float(outcome.used.sum()) / seconds,
             }
         )
     return rows

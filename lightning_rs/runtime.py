@@ -28,7 +28,7 @@ Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 # Numbers of one micro-batch of inputs that keep activations of small networks in one core's cache, or fill a GPU.
 _CPU_NUMBERS = 1 << 18
-_GPU_NUMBERS = 1 << 23
+_GPU_NUMBERS = 1 << 25
 _CANDIDATES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
