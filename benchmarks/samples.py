@@ -66,11 +66,19 @@ class Replay:
         return {Votes: Votes.of(counts)}
 
 
-def load(checkpoint: Path, root: Path | None, images: int) -> tuple[nn.Module, Noise, Images]:
-    """Return the network, the noise and the first test images that a checkpoint of ours names."""
+def load(
+    checkpoint: Path, root: Path | None, images: int, dataset: str | None = None
+) -> tuple[nn.Module, Noise, Images]:
+    """Return the network, the noise and the first test images that a checkpoint of ours names.
+
+    Raises:
+        ValueError: if neither the checkpoint nor ``dataset`` names a data module.
+    """
     held = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    own, data = held["lightning_rs"], held["lightning_rs"]["data"]
-    init = own["init_args"]
+    own, init = held["lightning_rs"], held["lightning_rs"]["init_args"]
+    data = {"class_path": dataset} if dataset else own["data"]
+    if not data:
+        raise ValueError(f"dataset must be given, since checkpoint {str(checkpoint)!r} does not name its data")
     network = build_network(
         init["network"], init["num_classes"], init["shape"], init["mean"], init["std"], **init["network_args"]
     )
@@ -195,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own = parser(__doc__ or "")
     own.add_argument("--checkpoint", type=Path, required=True)
     own.add_argument("--root", type=Path, help="folder of the data, if not where the checkpoint says")
+    own.add_argument("--dataset", help="data module, such as lightning_rs.data.MNIST, if not the checkpoint's own")
     own.add_argument("--n", type=int, default=100_000)
     own.add_argument("--n0", type=int, default=100)
     own.add_argument("--alpha", type=float, default=0.001)
@@ -204,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     args = own.parse_args(argv)
     if args.quick:
         args.n, args.images, args.decided = min(args.n, 1000), min(args.images, 4), min(args.decided, 4)
-    network, noise, images = load(args.checkpoint, args.root, max(args.images, args.decided))
+    network, noise, images = load(args.checkpoint, args.root, max(args.images, args.decided), args.dataset)
     certifier = Certifier(n0=args.n0, n=args.n, alpha=args.alpha, runtime=Runtime(precision=args.precision))
     session = certifier.session(network.to(args.device), noise, tuple(images.images.shape[1:]))
     print(environment(), f"{noise!r}, n0 = {args.n0}, n = {args.n}, alpha = {args.alpha}", sep="\n")

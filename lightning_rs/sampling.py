@@ -27,11 +27,12 @@ from lightning_rs.workers import one_thread
 
 @dataclass(frozen=True)
 class _Piece:
-    """Consecutive samples of one image that are drawn at once."""
+    """Consecutive samples of one image that are drawn at once; part and chunk name their random stream."""
 
     image: int
     first: int
     count: int
+    part: int
     chunk: int
 
 
@@ -108,7 +109,6 @@ class _Pass:
     indices: tuple[int, ...]
     streams: Streams
     scheme: Scheme
-    part: int
     margin: bool
 
 
@@ -151,10 +151,10 @@ class Sampler:
         images: Tensor,
         indices: Sequence[int],
         purpose: Purpose,
-        n: int,
+        n: int | Sequence[int],
         kinds: Sequence[type[Evidence]],
         top: Tensor | None = None,
-        part: int = 0,
+        part: int | Sequence[int] = 0,
     ) -> dict[type[Evidence], Evidence]:
         """Evaluate ``n`` noisy copies of every image and return the evidence by type.
 
@@ -162,24 +162,26 @@ class Sampler:
             images: clean inputs, (B, *shape).
             indices: the data set's own index of every image: it names the random streams.
             purpose: what the samples are used for, part of the stream key.
-            n: number of samples an image; ignored by enumerated noise, whose outcomes are all evaluated.
+            n: number of samples an image, one for all or one for each; ignored by enumerated noise, whose outcomes are
+                all evaluated.
             kinds: evidence types, all of one scheme.
             top: class of each image chosen on other samples, (B,); needed by gradient evidence.
-            part: number of this draw if one purpose draws an image's samples in several parts.
+            part: number of this draw if one purpose draws an image's samples in several parts, one for all images or
+                one for each.
 
         Raises:
-            ValueError: for n < 1, for evidence of different schemes, for a scheme the noise cannot give.
+            ValueError: for n < 1, for evidence of different schemes, for a scheme the noise cannot give, for different
+                n with evidence that needs one.
         """
         scheme = self._scheme(kinds)
-        count = self.noise.size if isinstance(self.noise, EnumeratedNoise) else check_at_least("n", n, 1)
-        if scheme == "antithetic" and count % 2:
-            raise ValueError(f"n must be even for antithetic pairs, got {count}")
         flat = self.prepared.flatten(images)
+        counts = self._counts(n, len(flat), scheme, kinds)
+        parts = [int(each) for each in part] if isinstance(part, Sequence) else [int(part)] * len(flat)
         plan = Plan(
             images=len(flat),
             classes=self.prepared.num_classes,
             dim=flat.shape[1],
-            n=count,
+            n=max(counts, default=1),
             top=torch.full((len(flat),), -1) if top is None else top,
             device=self.prepared.device,
             order=self.prepared.order,
@@ -187,8 +189,8 @@ class Sampler:
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose)
-        run = _Pass(flat, tuple(int(i) for i in indices), streams, scheme, part, self._measures_margin(kinds))
-        batches = _batches(_pieces(len(flat), count, self._chunk), self.prepared.micro_batch)
+        run = _Pass(flat, tuple(int(i) for i in indices), streams, scheme, self._measures_margin(kinds))
+        batches = _batches(_pieces(counts, parts, self._chunk), self.prepared.micro_batch)
         # One thread: sums in float64 would otherwise depend on how many there are.
         with one_thread() if self.prepared.device.type == "cpu" else nullcontext():
             for seen in self._observe(run, batches):
@@ -206,6 +208,25 @@ class Sampler:
         out = torch.empty_like(rows)
         self.noise.apply(rows, variates, out)
         return out
+
+    def _counts(
+        self, n: int | Sequence[int], images: int, scheme: Scheme, kinds: Sequence[type[Evidence]]
+    ) -> list[int]:
+        """Return the number of samples of each image."""
+        if isinstance(self.noise, EnumeratedNoise):
+            return [self.noise.size] * images
+        if not isinstance(n, Sequence):
+            counts = [check_at_least("n", n, 1)] * images
+        else:
+            counts = [check_at_least("n", each, 1) for each in n]
+        if len(counts) != images:
+            raise ValueError(f"n must be one number, or one for each of {images} images, got {len(counts)}")
+        if scheme == "antithetic" and any(count % 2 for count in counts):
+            odd = next(count for count in counts if count % 2)
+            raise ValueError(f"n must be even for antithetic pairs, got {odd}")
+        if len(set(counts)) > 1 and any(kind.needs_fixed_n for kind in kinds):
+            raise ValueError(f"n must be the same for all images for {', '.join(kind.__name__ for kind in kinds)}")
+        return counts
 
     def _measures_margin(self, kinds: Sequence[type[Evidence]]) -> bool:
         return self.tolerance > 0 and any(kind.needs_margin for kind in kinds)
@@ -282,7 +303,7 @@ class Sampler:
             outcomes = torch.arange(piece.first, piece.first + piece.count, device=x.device)
             self.noise.split(x, outcomes, inputs)
             return
-        generator = run.streams.seed_(slot.generator, run.indices[piece.image], run.part, piece.chunk)
+        generator = run.streams.seed_(slot.generator, run.indices[piece.image], piece.part, piece.chunk)
         if run.scheme == "antithetic":
             half = slot.half[: piece.count // 2]
             self.noise.draw_(half, generator)
@@ -301,10 +322,10 @@ class Sampler:
         return torch.repeat_interleave(images, lengths).to(self.prepared.device, non_blocking=True)
 
 
-def _pieces(images: int, count: int, chunk: int) -> Iterator[_Piece]:
-    for image in range(images):
+def _pieces(counts: Sequence[int], parts: Sequence[int], chunk: int) -> Iterator[_Piece]:
+    for image, (count, part) in enumerate(zip(counts, parts, strict=True)):
         for number, first in enumerate(range(0, count, chunk)):
-            yield _Piece(image, first, min(chunk, count - first), number)
+            yield _Piece(image, first, min(chunk, count - first), part, number)
 
 
 def _batches(pieces: Iterable[_Piece], size: int) -> Iterator[_Batch]:

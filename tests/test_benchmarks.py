@@ -82,6 +82,15 @@ def test_samples(checkpoint: Path, tmp_path: Path) -> None:
     assert used[0] <= 1000
 
 
+def test_a_checkpoint_without_its_data_needs_a_dataset(checkpoint: Path, tmp_path: Path) -> None:
+    held = torch.load(checkpoint, weights_only=True)
+    held["lightning_rs"]["data"] = None
+    torch.save(held, tmp_path / "nameless.ckpt")
+    with pytest.raises(ValueError, match=r"dataset must be given, since checkpoint .* does not name its data"):
+        samples.load(tmp_path / "nameless.ckpt", None, 3)
+    assert len(samples.load(tmp_path / "nameless.ckpt", None, 3, "lightning_rs.data.Digits")[2].labels) == 3
+
+
 def test_replayed_stages_are_what_the_budget_would_have_drawn(checkpoint: Path) -> None:
     network, noise, images = samples.load(checkpoint, None, 6)
     data = Digits(max=6)

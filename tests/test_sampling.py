@@ -138,6 +138,23 @@ def test_an_error_in_a_worker_is_raised_and_the_engine_can_go_on(threads: int) -
     assert (votes(engine.collect(images(), range(3), "estimation", 500, [Votes])) == expected).all()
 
 
+def test_every_image_may_have_its_own_number_of_samples_and_part() -> None:
+    engine, clean = sampler(tiny_cnn(), threads=2), images(4)
+    sizes, parts = [40, 1, 133, 64], [0, 3, 1, 0]
+    found = engine.collect(clean, [5, 6, 7, 8], "estimation", sizes, [Votes, Recorder], part=parts)
+    recorder = found[Recorder]
+    assert isinstance(recorder, Recorder)
+    assert votes(found).sum(1).tolist() == sizes
+    for b, (size, part) in enumerate(zip(sizes, parts, strict=True)):
+        alone = engine.collect(clean[b : b + 1], [5 + b], "estimation", size, [Votes, Recorder], part=part)
+        assert (votes(alone)[0] == votes(found)[b]).all()
+        assert [i for i, _, _ in recorder.rows[b]] == list(range(size))
+        other = alone[Recorder]
+        assert isinstance(other, Recorder)
+        for mine, theirs in zip(recorder.rows[b], other.rows[0], strict=True):
+            assert torch.equal(mine[1], theirs[1])
+
+
 def test_an_error_while_drawing_keeps_no_thread_waiting() -> None:
     class Broken(GaussianNoise):
         def draw_(self, out: torch.Tensor, generator: torch.Generator | None = None) -> None:
@@ -268,9 +285,13 @@ def test_memory_of_buffers_does_not_grow_with_n() -> None:
         ([Votes, PairVotes], 10, "one sampling scheme, got Votes \\(iid\\), PairVotes \\(antithetic\\)"),
         ([Votes], 0, "n must be a whole number >= 1, got 0"),
         ([PairVotes], 11, "n must be even for antithetic pairs, got 11"),
+        ([PairVotes], [10, 12, 7], "n must be even for antithetic pairs, got 7"),
+        ([Votes], [10, 0, 7], "n must be a whole number >= 1, got 0"),
+        ([Votes], [10, 7], "n must be one number, or one for each of 3 images, got 2"),
+        ([Votes, GradientSums], [10, 10, 7], "n must be the same for all images for Votes, GradientSums"),
     ],
 )
-def test_bad_requests(kinds: list[type[Evidence]], n: int, message: str) -> None:
+def test_bad_requests(kinds: list[type[Evidence]], n: int | list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sampler(tiny_cnn()).collect(images(), range(3), "estimation", n, kinds)
 

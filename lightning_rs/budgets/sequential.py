@@ -172,17 +172,16 @@ class DecideRadius(VoteBudget):
         verdict = np.full(total, int(Verdict.REJECTED if rule is None else Verdict.UNDECIDED), dtype=np.int64)
         active: list[int] = []
         waiting, look = list(range(total)), np.zeros(total, dtype=np.int64)
-        # Enough images to fill a few micro-batches even if each needs only the first look.
-        capacity = max(1, 4 * task.sampler.prepared.micro_batch // self.first)
+        # Enough images to fill a few micro-batches of every worker even if each needs only the first look.
+        prepared = task.sampler.prepared
+        capacity = max(1, 4 * prepared.micro_batch * prepared.workers.count // self.first)
         while rule is not None and (waiting or active):
             entering = capacity - len(active)
             active, waiting = active + waiting[:entering], waiting[entering:]
-            for step in np.unique(look[active]):
-                rows = np.array([row for row in active if look[row] == step])
-                more = looks[step] - (looks[step - 1] if step else 0)
-                counts[rows] += _sample(task, group, rows, more, part=int(step))
-                used[rows] += more
             now = np.array(active)
+            more = [looks[step] - (looks[step - 1] if step else 0) for step in look[now]]
+            counts[now] += _sample(task, group, now, more, look[now].tolist())
+            used[now] += more
             verdict[now] = rule.decide(at(counts[now], selection.top[now]), used[now])
             look[now] += 1
             active = [int(row) for row in now if verdict[row] == Verdict.CONTINUE]
@@ -237,8 +236,8 @@ class RandomizedBound(VoteBudget):
         return Outcome(radii, counts, task.n, used, extra={"u": drawn.tolist()})
 
 
-def _sample(task: Task, group: Group, rows: IntArray, n: int, part: int) -> IntArray:
-    """Return the class counts of ``n`` fresh samples of some images of the group."""
+def _sample(task: Task, group: Group, rows: IntArray, n: int | Sequence[int], part: int | Sequence[int]) -> IntArray:
+    """Return the class counts of ``n`` fresh samples of some images of the group, the same for all or one for each."""
     some = group.take(rows)
     votes = task.sampler.collect(some.images, some.indices, task.purpose, n, [Votes], part=part)[Votes]
     assert isinstance(votes, Votes)
