@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
 import signal
@@ -23,6 +24,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* is resumed although git")
 
 # Long enough that a signal arrives in the middle on a machine that is slow to wake the test.
 LONG = {"n": 60_000, "max": 60}
+BROKEN = """
+from lightning_rs.data import Digits
+from lightning_rs.data.sources import ArraySource
+
+class Broken(Digits):
+    def _load(self, split):
+        source = super()._load(split)
+        values = (source.values / 16.0).astype("float32")
+        values[7, 0, 3, 3] = float("nan")
+        return ArraySource(values, source.labels, None)
+"""
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
@@ -73,13 +85,22 @@ def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Start) -> No
         "--trainer.callbacks.certifier=Certifier",
         "--trainer.callbacks.certifier.n=300",
     ]
-    commands = (certify_words(two), certify_words(rest), certify_words(other, n=300), validate)
+    (tmp_path / "broken.py").write_text(BROKEN)
+    words = (f"--ckpt_path={trained()}", "--data.max=13", "--certifier.n=50", f"--trainer.default_root_dir={tmp_path}")
+    commands = (
+        certify_words(two),
+        certify_words(rest),
+        certify_words(other, n=300),
+        validate,
+        ["predict", *words],
+        ["certify", *words, "--data=broken.Broken", f"--records={tmp_path / 'broken.jsonl'}"],
+    )
     process = begin(tmp_path, *commands, devices=2, how=start_in_turn)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
     for rank in range(2):
         ended = [line[-1] for line in said.splitlines() if line.startswith(f"process {rank} ended with")]
-        assert ended == ["0", "0", "2", "0"]
+        assert ended == ["0", "0", "2", "0", "0", "2"]
     # Every image once, and the bodies of the single process.
     assert indices(two) == list(range(13))
     assert body_lines(two) == body_lines(rest) == body_lines(one)
@@ -88,15 +109,20 @@ def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Start) -> No
     assert "in 2 processes" in said
     assert "the missing 1 of 13 images" in said
     assert said.count("13 images, GaussianL2") == 2
-    # A refusal is one line.
-    assert len([line for line in said.splitlines() if line.startswith("error")]) == 1
-    assert "n: 200 != 300" in said
+    # A refusal is one line, whichever process met what is wrong; the others finish their share.
+    refused, broken = [line for line in said.splitlines() if line.startswith("error")]
+    assert "n: 200 != 300" in refused
+    assert "image 7 of digits: images must be finite, got NaN" in broken
+    assert "7 images are recorded in" in said
+    assert indices(tmp_path / "broken.rank0.jsonl") == list(range(0, 13, 2))
     assert "Traceback" not in said
     assert other.read_text() == one.read_text()
     # Certification at epoch ends is shared, with the same result.
     said_here = _said(lambda: main([*validate, *PLAIN]))
     assert _certified(said) == _certified(said_here)
     assert len(_certified(said)) >= 8
+    with open(tmp_path / "predictions.csv") as file:
+        assert [row["index"] for row in csv.DictReader(file)] == [str(index) for index in range(13)]
 
 
 def test_a_killed_rank_loses_nothing(tmp_path: Path, begin: Start) -> None:
