@@ -8,7 +8,7 @@ from lightning_rs.networks.cifar_resnet import CifarResNet
 from lightning_rs.networks.fold import fold_batchnorm
 from lightning_rs.networks.normalize import Normalize
 from lightning_rs.networks.pooling import LowResolution
-from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet
+from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
 from lightning_rs.networks.wide_resnet import WideResNet
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "LowResolution",
     "MnistLeNet",
     "Normalize",
+    "SmallCNN",
     "WideResNet",
     "available_networks",
     "build_network",

@@ -23,7 +23,7 @@ from lightning_rs.networks.external import (
 )
 from lightning_rs.networks.normalize import Normalize
 from lightning_rs.networks.pooling import LowResolution, pooled_shape
-from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet
+from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
 from lightning_rs.networks.wide_resnet import WideResNet
 
 Shape = tuple[int, ...]
@@ -42,8 +42,8 @@ def build_network(
 
     Args:
         name: one of ours (``cifar_resnet20``, ``cifar_resnet56``, ``cifar_resnet110``, ``wide_resnet40_2``,
-            ``mnist_lenet``, ``digits_cnn``, ``mlp``, ``low_resolution``), ``timm/NAME`` or a bare timm name,
-            or ``torchvision/NAME``; see `available_networks`.
+            ``mnist_lenet``, ``digits_cnn``, ``small_cnn``, ``mlp``, ``low_resolution``), ``timm/NAME`` or a bare timm
+            name, or ``torchvision/NAME``; see `available_networks`.
         num_classes: number of logits.
         shape: shape of one input without the batch, ``(C, H, W)`` for images, ``(d,)`` for vectors.
         mean: constants of `Normalize`, one number or one a channel, in pixel units. None, with ``std``, for a
@@ -163,6 +163,10 @@ def _digits_cnn(num_classes: int, shape: Shape) -> nn.Module:
     return DigitsCNN(num_classes, _image("digits_cnn", shape))
 
 
+def _small_cnn(num_classes: int, shape: Shape, channels: Sequence[int] = (16, 32), hidden: int = 128) -> nn.Module:
+    return SmallCNN(num_classes, _image("small_cnn", shape), channels, hidden)
+
+
 def _low_resolution(
     num_classes: int, shape: Shape, base: str = "cifar_resnet20", pool: int = 2, **kwargs: Any
 ) -> nn.Module:
@@ -176,6 +180,7 @@ _BUILDERS: dict[str, Builder] = {
     "wide_resnet40_2": _wide_resnet40_2,
     "mnist_lenet": _mnist_lenet,
     "digits_cnn": _digits_cnn,
+    "small_cnn": _small_cnn,
     "mlp": MLP,
     "low_resolution": _low_resolution,
 }

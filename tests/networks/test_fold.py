@@ -47,6 +47,7 @@ CASES = [
     ("wide_resnet40_2", (3, 32, 32), 18, Center),  # conv1 -> bn of the first block and the 18 inner ones fold
     ("mnist_lenet", (1, 28, 28), 0, nn.Identity),
     ("digits_cnn", (2, 8, 8), 0, nn.Identity),
+    ("small_cnn", (3, 32, 32), 0, nn.Identity),
     ("mlp", (2, 7, 7), 0, nn.Identity),
     ("mlp", (10,), 0, nn.Identity),
     ("low_resolution", (3, 32, 32), 0, Center),
