@@ -1,27 +1,20 @@
-"""Figures from records: certified-accuracy curves, histograms of radii, grids of noisy images.
-
-Figures are built without pyplot, so that no global state is touched and no display is needed.
-"""
+"""Figures of radii: certified-accuracy curves and histograms."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from lightning_rs.plots.style import COLOURS, STYLES, finish
 from lightning_rs.records import Certification
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 FloatArray = NDArray[np.float64]
-# Okabe and Ito (2008): told apart with any colour vision; black is kept for the envelope.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_STYLES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (6, 2, 1.5, 2)), (0, (1.5, 1.5)))
 ENVELOPE = "upper envelope (descriptive, not a guarantee)"
 _MANY = 4
 
@@ -83,7 +76,7 @@ def certified_accuracy_figure(
     axes = figure.add_subplot()
     steps = {name: accuracy_steps(records) for name, records in runs.items()}
     for number, (name, (edges, heights)) in enumerate(steps.items()):
-        style, colour = _STYLES[number % len(_STYLES)], COLOURS[number % len(COLOURS)]
+        style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
         decision = any(record.mode == "decision" for record in runs[name])
         # The last drop to zero is part of the curve, except in decision mode, which knows nothing beyond.
         ends = edges if decision else np.append(edges, edges[-1])
@@ -104,7 +97,7 @@ def certified_accuracy_figure(
     right = max_radius if max_radius is not None else max(edges[-1] for edges, _ in steps.values())
     axes.set_xlim(0, right * 1.02 if right > 0 else 1.0)
     axes.set_ylim(0, 1.02)
-    _finish(axes, f"{norm} radius r (input units)", "certified accuracy at r", title)
+    finish(axes, f"{norm} radius r (input units)", "certified accuracy at r", title)
     if beside:
         figure.legend(loc="outside right upper", fontsize=9)
     else:
@@ -145,57 +138,9 @@ def radius_histogram(records: Sequence[Certification], bins: int = 30, title: st
     without = len(records) - len(certified)
     axes.bar(0, 0, 0, label=f"no radius ({without})", color="none")
     axes.set_xlim(0, edges[-1])
-    _finish(axes, f"certified {norms[0]} radius (input units)", "images", title)
+    finish(axes, f"certified {norms[0]} radius (input units)", "images", title)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
-
-
-def image_grid(columns: Mapping[str, ArrayLike], rows: Sequence[str] = (), title: str = "") -> Figure:
-    """Return a grid of images, one column an entry: the clean images beside noisy copies of them, for instance.
-
-    Values are shown as they are between 0 and 1 and clipped outside, without rescaling.
-
-    Args:
-        columns: images by heading, each (B, C, H, W) or (B, H, W) with C = 1 or 3 and equal B.
-        rows: names of the B rows, shown at the left; none if empty.
-        title: heading, none if empty.
-
-    Raises:
-        ValueError: if there are no columns, or shapes do not fit.
-    """
-    from matplotlib.figure import Figure
-
-    pictures = {name: _pictures(name, images) for name, images in columns.items()}
-    counts = {len(images) for images in pictures.values()}
-    if len(counts) != 1 or counts == {0}:
-        raise ValueError(f"columns must hold equally many images, at least one, got {sorted(counts)}")
-    count = counts.pop()
-    figure = Figure(figsize=(1.5 * len(pictures) + 0.3, 1.5 * count + 0.5), layout="constrained")
-    cells = figure.subplots(count, len(pictures), squeeze=False)
-    for column, (name, images) in enumerate(pictures.items()):
-        for row in range(count):
-            axes = cells[row, column]
-            axes.imshow(images[row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0 and rows:
-                axes.set_ylabel(rows[row], fontsize=9)
-        cells[0, column].set_title(name, fontsize=10)
-    if title:
-        figure.suptitle(title, fontsize=11)
-    return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> Path:
-    """Write a figure in the format that the suffix names, with no date in it, and return the path."""
-    from matplotlib import rc_context
-
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Equal figures give equal files: SVG ids are hashed with a random salt and dated otherwise.
-    with rc_context({"svg.hashsalt": "lightning_rs"}):
-        figure.savefig(path, dpi=160, metadata={"Date": None} if path.suffix == ".svg" else None)
-    return path
 
 
 def _reach(record: Certification) -> float:
@@ -224,23 +169,3 @@ def _at(edges: FloatArray, heights: FloatArray, radii: FloatArray) -> FloatArray
 def _closed(heights: FloatArray, open_end: bool) -> FloatArray:
     """Return the heights at the edges for ``where="pre"``: the first is repeated, a drop to 0 is added."""
     return np.concatenate([heights[:1], heights, [] if open_end else [0.0]])
-
-
-def _pictures(name: str, images: ArrayLike) -> FloatArray:
-    array = np.asarray(images, dtype=np.float64)
-    if array.ndim == 3:
-        array = array[:, None]
-    if array.ndim != 4 or array.shape[1] not in (1, 3):
-        raise ValueError(f"images of column {name!r} must have shape (B, 1 or 3, H, W), got {np.shape(images)}")
-    clipped = np.clip(array.transpose(0, 2, 3, 1), 0.0, 1.0)
-    return clipped[..., 0] if clipped.shape[-1] == 1 else clipped
-
-
-def _finish(axes: Axes, x: str, y: str, title: str) -> None:
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(True, color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    if title:
-        axes.set_title(title, fontsize=11)
