@@ -31,10 +31,11 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         choices=("uniform", "exact", "bernstein"),
         help="Theorem 5 for all radii at once, or at each by itself (exact tail, or as printed in the paper)",
     )
+    parser.add_argument("--paired", action="store_true", help="compare every later run with the first, image by image")
     args = parser.parse_args(argv)
 
     def run() -> str:
-        made = report(args.records, args.out, args.radii, args.alpha, args.rho, args.formats, args.method)
+        made = report(args.records, args.out, args.radii, args.alpha, args.rho, args.formats, args.method, args.paired)
         return "\n".join([str(made), *(f"wrote {file}" for file in made.files)])
 
     return _finish(parser, run)

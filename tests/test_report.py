@@ -20,6 +20,7 @@ from lightning_rs.metrics import average_certified_radius, certified_accuracy
 from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile, body_lines, read_records
 from lightning_rs.report import FORMATS, load_runs, recompute, report
 from lightning_rs.report.tables import Table
+from lightning_rs.statistics.accuracy import paired_difference_interval
 from tests.oracles import oracle_cases
 from tests.test_metrics import DECISION, random_records
 from tests.test_records import ABSTAINED, certification, header
@@ -129,6 +130,48 @@ def test_several_runs_have_an_envelope_that_is_called_descriptive(tmp_path: Path
     assert "different images" not in text
     other = save(tmp_path / "other.jsonl", [certification(99)])
     assert "The runs cover different images" in str(report([tmp_path / "weak.jsonl", other]))
+
+
+def test_runs_are_paired_image_by_image(tmp_path: Path) -> None:
+    # At r = 0.5 only the first has images 0-2 and only the second 10-19; image 50 is in one run only.
+    first = [certification(i, radius=0.6 if i < 3 or i >= 20 else 0.1) for i in range(40)]
+    second = [certification(i, radius=0.1 if i < 10 else 0.9) for i in range(40)] + [certification(50)]
+    paths = [save(tmp_path / "first.jsonl", first), save(tmp_path / "second.jsonl", second)]
+    made = report(paths, tmp_path / "out", radii=[0, 0.5, 2.0], paired=True)
+    lines = str(made).splitlines()
+    start = lines.index("l2: second (second) less first (first), certified accuracy on the same 40 images")
+    low, high = paired_difference_interval(3, 10, 40)
+    p_value = stats.binomtest(3, 13).pvalue
+    rows = [line.split() for line in lines[start + 4 : start + 7]]
+    assert rows[0] == ["0", "0.000", "-0.088", "to", "+0.088", "0", "0", "1"]
+    assert rows[1] == ["0.5", "+0.175", f"{low:+.3f}", "to", f"{high:+.3f}", "10", "3", f"{p_value:.2g}"]
+    gains = np.array([b.radius - a.radius for a, b in zip(first, second[:40], strict=True)])
+    half = stats.t.ppf(0.975, 39) * gains.std(ddof=1) / math.sqrt(40)
+    ends = f"{gains.mean() - half:+.4f} to {gains.mean() + half:+.4f}"
+    note = f"second less first: average certified radius {gains.mean():+.4f} (95% Student interval {ends})."
+    assert f"- {note}" in lines
+    assert "| 0.5 | +0.175 |" in (tmp_path / "out" / "report.md").read_text()
+    assert "less" not in str(report(paths))
+
+
+def test_pairs_must_share_images_and_labels(tmp_path: Path) -> None:
+    one = save(tmp_path / "one.jsonl", [certification(0), certification(1)])
+    apart = save(tmp_path / "apart.jsonl", [certification(2)])
+    relabelled = save(tmp_path / "relabelled.jsonl", [certification(1, label=3)])
+    with pytest.raises(ValueError, match="runs one and apart must share images to be paired, they share none"):
+        report([one, apart], paired=True)
+    with pytest.raises(ValueError, match="image 1 must have one label to be paired, got 7 in one and 3 in relabelled"):
+        report([one, relabelled], paired=True)
+
+
+def test_decisions_are_paired_up_to_their_target(tmp_path: Path) -> None:
+    plain = save(tmp_path / "plain.jsonl", [certification(i, radius=0.9) for i in range(4)])
+    decided = save(tmp_path / "decided.jsonl", [certification(i, status="decided", **DECISION) for i in range(4)])
+    text = str(report([plain, decided], radii=[0.0, 0.1, 5.0], paired=True))
+    table = text[text.index("decided (second) less plain (first)") :].split("\n\n")[0]
+    assert "\n5 " not in table
+    assert "\n0.1 " in table
+    assert "decided less plain: decisions have no radii to average." in text
 
 
 def test_norms_are_not_mixed(tmp_path: Path) -> None:
@@ -462,6 +505,9 @@ def test_report_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "l2: certified accuracy at radius r =" in printed
     assert f"wrote {out / 'report.csv'}" in printed
     assert sorted(file.name for file in out.iterdir()) == ["report.csv", "report.md"]
+    twin = save(tmp_path / "twin.jsonl", voted_records())
+    assert report_main([str(path), str(twin), "--paired", "--radii", "0"]) == 0
+    assert "twin (second) less run (first)" in capsys.readouterr().out
     assert report_main([str(path), "--alpha", "0.05"]) == 0
     assert "alpha = 0.05" in capsys.readouterr().out
     assert report_main([str(tmp_path / "none.jsonl")]) == 1

@@ -10,6 +10,7 @@ from typing import get_args
 from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
 from lightning_rs.plots import certified_accuracy_figure, save_figure
 from lightning_rs.report.groups import Group, default_radii
+from lightning_rs.report.paired import pairs
 from lightning_rs.report.recomputation import recompute
 from lightning_rs.report.runs import Run, load_runs
 from lightning_rs.report.tables import latex_comment
@@ -51,6 +52,7 @@ def report(
     rho: float = 0.001,
     formats: Iterable[str] = FORMATS,
     method: Method = "uniform",
+    paired: bool = False,
 ) -> Report:
     """Compare the runs in some record files.
 
@@ -64,13 +66,14 @@ def report(
         formats: which of the files to write.
         method: form of Theorem 5: "uniform" holds at all radii at once, "exact" and "bernstein" (as printed in the
             paper) at each radius by itself.
+        paired: also compare every later run of a norm with the first one, image by image.
 
     Returns:
         The report; ``str`` of it is the text for the terminal.
 
     Raises:
         ValueError: for unreadable records, or if ``alpha`` is given and a run cannot be recomputed soundly. A second
-            certificate of a file that cannot be is left out with a remark.
+            certificate of a file that cannot be is left out with a remark. If runs are paired that share no image.
         FileNotFoundError: if there is no such file.
     """
     check_alpha(rho, "rho")
@@ -86,7 +89,8 @@ def report(
     groups = []
     for norm in dict.fromkeys(run.norm for run in runs):
         members = [run for run in runs if run.norm == norm]
-        groups.append(Group(norm, members, default_radii(members) if given is None else given, rho, method))
+        matched = pairs(members) if paired else []
+        groups.append(Group(norm, members, default_radii(members) if given is None else given, rho, method, matched))
     files = [] if out is None else [file for i, g in enumerate(groups) for file in _write(g, Path(out), i == 0, chosen)]
     return Report(groups, remarks, files)
 

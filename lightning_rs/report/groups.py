@@ -18,6 +18,7 @@ from lightning_rs.metrics import (
     undecided_rate,
 )
 from lightning_rs.records import ceil_decimals, complement, floor_decimals, nearest_decimals
+from lightning_rs.report.paired import NOTE, Pair
 from lightning_rs.report.runs import Run
 from lightning_rs.report.tables import Table
 from lightning_rs.statistics.accuracy import Method, accuracy_interval
@@ -42,6 +43,7 @@ class Group:
         radii: radii in input units.
         rho: failure probability of the bounds on the whole set of images.
         method: which form of Theorem 5.
+        pairs: runs that are compared image by image.
     """
 
     norm: str
@@ -49,6 +51,7 @@ class Group:
     radii: Sequence[float]
     rho: float
     method: Method
+    pairs: Sequence[Pair] = ()
 
     def tables(self) -> list[Table]:
         """Return accuracies, Theorem 5 bounds and intervals, rounded for people: bounds away from the claim."""
@@ -66,6 +69,7 @@ class Group:
                 ["run", *at],
                 [[run.name, *self._intervals(run)] for run in self.runs],
             ),
+            *(pair.table(self.radii) for pair in self.pairs),
         ]
 
     def notes(self) -> list[str]:
@@ -89,6 +93,7 @@ class Group:
             notes.append(
                 f"Imported: {', '.join(imported)}. Radii are as another program printed them, possibly rounded up."
             )
+        notes += [NOTE, *(pair.note() for pair in self.pairs)] if self.pairs else []
         notes.extend(note for run in self.runs for note in _notes(run))
         return [*notes, *(f"No bound on the whole set: {run.refusal}." for run in self.runs if run.refusal)]
 

@@ -1,7 +1,10 @@
 """Bounds on the accuracy of a whole test set: oracles, exact enumeration, planted mistakes."""
 
+import math
+
 import numpy as np
 import pytest
+from scipy import optimize, stats
 from scipy.stats import binom
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
@@ -10,6 +13,7 @@ from lightning_rs.statistics.accuracy import (
     accuracy_interval,
     certified_accuracy_lower_bound,
     empirical_bernstein_lower,
+    paired_difference_interval,
     paired_p_value,
 )
 from tests.oracles import oracle_cases
@@ -126,3 +130,53 @@ def test_interval_agrees_with_statsmodels():
 def test_paired_p_value_agrees_with_statsmodels(b, c):
     expected = 1.0 if b + c == 0 else mcnemar([[50, b], [c, 20]], exact=True).pvalue
     assert paired_p_value(b, c) == pytest.approx(expected, rel=1e-9)
+
+
+def tango_by_optimisation(only_first: int, only_second: int, total: int, z: float) -> tuple[float, float]:
+    """Both ends by solving the score test with a numerical maximum likelihood estimate."""
+
+    def statistic(d: float) -> float:
+        def loss(q: float) -> float:
+            terms = [(only_first, q), (only_second, q + d), (total - only_first - only_second, 1 - 2 * q - d)]
+            return -sum(k * math.log(p) for k, p in terms if k)
+
+        ends = (max(0.0, -d) + 1e-13, (1 - d) / 2 - 1e-13)
+        q = optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-14}).x
+        return (only_second - only_first - total * d) / math.sqrt(total * (2 * q + d * (1 - d)))
+
+    middle = (only_second - only_first) / total
+    low = optimize.brentq(lambda d: statistic(d) - z, -1 + 1e-9, middle)
+    return low, optimize.brentq(lambda d: statistic(d) + z, middle, 1 - 1e-9)
+
+
+@pytest.mark.parametrize("case", [(3, 15, 200), (0, 1, 44), (5, 5, 50), (20, 1, 40), (0, 4, 30)])
+def test_paired_interval_inverts_the_score_test(case: tuple[int, int, int]) -> None:
+    expected = tango_by_optimisation(*case, z=stats.norm.isf(0.025))
+    assert paired_difference_interval(*case) == pytest.approx(expected, abs=1e-7)
+    swapped = paired_difference_interval(case[1], case[0], case[2])
+    assert swapped == pytest.approx((-expected[1], -expected[0]), abs=1e-7)
+
+
+def test_paired_interval_at_its_edges() -> None:
+    low, high = paired_difference_interval([0, 0, 10], [0, 10, 0], [100, 10, 10])
+    z = stats.norm.isf(0.025) ** 2
+    assert high[0] == pytest.approx(z / (100 + z))  # no discordant image: Tango 1998, equation for b = c = 0
+    assert (low[0], low[1], high[1]) == pytest.approx((-high[0], -high[2], 1.0))
+    assert low[2] == -1
+    wide = paired_difference_interval(3, 9, 60, confidence=0.999)
+    narrow = paired_difference_interval(3, 9, 60, confidence=0.9)
+    assert wide[0] < narrow[0] < 0.1 < narrow[1] < wide[1]
+    with pytest.raises(ValueError, match="at least only_first \\+ only_second, got total=3"):
+        paired_difference_interval(2, 2, 3)
+    with pytest.raises(ValueError, match="confidence must lie in"):
+        paired_difference_interval(2, 2, 30, confidence=1.0)
+
+
+def test_paired_interval_covers() -> None:
+    rng = np.random.default_rng(0)
+    p = np.array([0.03, 0.08, 0.89])
+    counts = rng.multinomial(120, p, size=20_000)
+    low, high = paired_difference_interval(counts[:, 0], counts[:, 1], 120)
+    missed = int(((low > 0.05) | (high < 0.05)).sum())
+    # Score intervals are approximate: within half a per cent of the nominal five.
+    assert abs(missed / 20_000 - 0.05) < 0.01
