@@ -7,7 +7,7 @@ Without Lightning, three lines::
     print(records[0])
 """
 
-from lightning_rs.budgets import DecideRadius, FixedSamples, RandomizedBound, StagedSamples
+from lightning_rs.budgets import DecideGridRadius, DecideRadius, FixedSamples, RandomizedBound, StagedSamples
 from lightning_rs.certificates import *  # noqa: F403  (its __all__ is explicit)
 from lightning_rs.certificates import __all__ as _certificates
 from lightning_rs.certifier import Certifier, Session
@@ -24,6 +24,7 @@ __all__ = [
     *_noises,
     "Certification",
     "Certifier",
+    "DecideGridRadius",
     "DecideRadius",
     "FixedSamples",
     "RandomizedBound",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rs.budgets import Budget, FixedSamples, Group, Outcome, Selection, Task
+from lightning_rs.calibration import calibration_rows
 from lightning_rs.certificates.base import ABSTAIN, Certificate, certificate_to_dict
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.checks import check_alpha, check_at_least, check_choice
@@ -218,6 +219,8 @@ class Session:
         self._network = network
         where = device if device is not None else _device_of(network)
         self.prepared = certifier.runtime.prepare(network, tuple(shape), where, micro_batch)
+        if certifier.runtime.precision == "int8":
+            self.prepared.calibrate(calibration_rows(self.prepared, network, noise))
         self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples)
         self.task = Task(
             self.sampler, self.purposes[1], certifier.certificates, noise, certifier.n, certifier.alpha, tuple(shape)
@@ -337,7 +340,7 @@ class Session:
 
     def _group_size(self, images: int) -> int:
         wanted = max(_GROUP_SAMPLES, 8 * self.prepared.micro_batch)
-        return max(1, min(images, self.certifier.budget.pool(wanted, self.certifier.n0 + self.certifier.n)))
+        return max(1, min(images, self.certifier.budget.pool(wanted, self.samples_per_image)))
 
     def _certify_group(self, group: Group) -> Iterator[Certification]:
         selection = self._select(group)

@@ -155,6 +155,7 @@ class Sampler:
         kinds: Sequence[type[Evidence]],
         top: Tensor | None = None,
         part: int | Sequence[int] = 0,
+        outcomes: Sequence[range] | None = None,
     ) -> dict[type[Evidence], Evidence]:
         """Evaluate ``n`` noisy copies of every image and return the evidence by type.
 
@@ -168,14 +169,16 @@ class Sampler:
             top: class of each image chosen on other samples, (B,); needed by gradient evidence.
             part: number of this draw if one purpose draws an image's samples in several parts, one for all images or
                 one for each.
+            outcomes: enumerated noise only: the consecutive outcomes of each image that are evaluated; None: all.
 
         Raises:
             ValueError: for n < 1, for evidence of different schemes, for a scheme the noise cannot give, for different
-                n with evidence that needs one.
+                n with evidence that needs one, for outcomes that the noise does not have.
         """
         scheme = self._scheme(kinds)
         flat = self.prepared.flatten(images)
-        counts = self._counts(n, len(flat), scheme, kinds)
+        counts = self._counts(n, len(flat), scheme, kinds) if outcomes is None else self._chosen(outcomes, len(flat))
+        starts = [0] * len(flat) if outcomes is None else [chosen.start for chosen in outcomes]
         parts = [int(each) for each in part] if isinstance(part, Sequence) else [int(part)] * len(flat)
         plan = Plan(
             images=len(flat),
@@ -190,7 +193,7 @@ class Sampler:
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose)
         run = _Pass(flat, tuple(int(i) for i in indices), streams, scheme, self._measures_margin(kinds))
-        batches = _batches(_pieces(counts, parts, self._chunk), self.prepared.micro_batch)
+        batches = _batches(_pieces(counts, starts, parts, self._chunk), self.prepared.micro_batch)
         # One thread: sums in float64 would otherwise depend on how many there are.
         with one_thread() if self.prepared.device.type == "cpu" else nullcontext():
             for seen in self._observe(run, batches):
@@ -227,6 +230,18 @@ class Sampler:
         if len(set(counts)) > 1 and any(kind.needs_fixed_n for kind in kinds):
             raise ValueError(f"n must be the same for all images for {', '.join(kind.__name__ for kind in kinds)}")
         return counts
+
+    def _chosen(self, outcomes: Sequence[range], images: int) -> list[int]:
+        """Return the number of outcomes of each image."""
+        if not isinstance(self.noise, EnumeratedNoise):
+            raise ValueError(f"outcomes must be left out for noise that is sampled, got them for {self.noise!r}")
+        if len(outcomes) != images:
+            raise ValueError(f"outcomes must be one range for each of {images} images, got {len(outcomes)}")
+        size = self.noise.size
+        for chosen in outcomes:
+            if not chosen or chosen.step != 1 or chosen.start < 0 or chosen.stop > size:
+                raise ValueError(f"outcomes must be consecutive, at least one, within 0..{size - 1}, got {chosen}")
+        return [len(chosen) for chosen in outcomes]
 
     def _measures_margin(self, kinds: Sequence[type[Evidence]]) -> bool:
         return self.tolerance > 0 and any(kind.needs_margin for kind in kinds)
@@ -322,10 +337,10 @@ class Sampler:
         return torch.repeat_interleave(images, lengths).to(self.prepared.device, non_blocking=True)
 
 
-def _pieces(counts: Sequence[int], parts: Sequence[int], chunk: int) -> Iterator[_Piece]:
-    for image, (count, part) in enumerate(zip(counts, parts, strict=True)):
+def _pieces(counts: Sequence[int], starts: Sequence[int], parts: Sequence[int], chunk: int) -> Iterator[_Piece]:
+    for image, (count, start, part) in enumerate(zip(counts, starts, parts, strict=True)):
         for number, first in enumerate(range(0, count, chunk)):
-            yield _Piece(image, first, min(chunk, count - first), part, number)
+            yield _Piece(image, start + first, min(chunk, count - first), part, number)
 
 
 def _batches(pieces: Iterable[_Piece], size: int) -> Iterator[_Batch]:

@@ -34,10 +34,11 @@ class VoteBudget(Budget):
     def check(self, certificates: Sequence[Certificate]) -> None:
         """Raise ``ValueError`` unless every certificate reads nothing but the votes for one class."""
         other = [c.name for c in certificates if not isinstance(c, TopVoteCertificate)]
+        instead = "FixedSamples or DecideGridRadius" if any(c.exact for c in certificates) else "FixedSamples"
         if other:
             raise ValueError(
                 f"budget {type(self).__name__} serves certificates that need only the vote of the top class; "
-                f"{', '.join(other)} needs a fixed n: use FixedSamples"
+                f"{', '.join(other)} needs a fixed n: use {instead}"
             )
 
 

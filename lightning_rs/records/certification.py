@@ -115,9 +115,11 @@ class Certification:
 
         Closed l1 and l-infinity balls on a grid have one: there, all distances are multiples of 1/q.
         """
-        if self.grid is None or self.ball == "open" or self.norm.partition(":")[0] not in ("l1", "linf"):
-            return None
-        return _floor(self.grid * self.radius)
+        return _floor((self.grid or 0) * self.radius) if self._counts_steps else None
+
+    @property
+    def _counts_steps(self) -> bool:
+        return self.grid is not None and self.ball == "closed" and self.norm.partition(":")[0] in ("l1", "linf")
 
     @property
     def correct(self) -> bool:
@@ -139,6 +141,9 @@ class Certification:
             return False
         if self.status == "decided":
             assert self.target is not None
+            if self._counts_steps and math.isfinite(r):
+                assert self.grid is not None
+                return _floor(self.grid * r) <= _floor(self.grid * self.target)
             return r <= self.target
         if self.grid is not None and self.steps is not None and math.isfinite(r):
             return _floor(self.grid * r) <= self.steps
@@ -201,6 +206,8 @@ class Certification:
         level = f"alpha = {self.alpha!r}"
         if self.status == "undecided":
             return f"undecided whether the {self.norm} radius reaches {self.target!r} at {level}"
+        if self.status == "abstain" and self.target is not None and not self.alpha:
+            return f"exactly: {self.norm} radius {self.target!r} is not certified"
         if self.status == "abstain" and self.target is not None:
             return f"abstains: {self.norm} radius {self.target!r} could not be certified at {level}"
         if self.status == "abstain":
