@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
-from benchmarks import common, samples, scaling, throughput
+from benchmarks import common, samples, scaling, splitting, throughput
 from lightning_rs.budgets import FixedSamples, Group, StagedSamples
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
@@ -61,6 +61,25 @@ def test_the_contenders_evaluate_what_they_are_told() -> None:
     seen.clear()
     assert throughput.forward_only(prepared)(100) == 128
     assert seen == [16] * 8  # a whole number of micro-batches on each of two threads
+
+
+def test_splitting(tmp_path: Path) -> None:
+    out = tmp_path / "splitting.json"
+    splitting.main(
+        ["--quick", "--device", "cpu", "--sigmas", "0.25", "1", "--precisions", "32-true", "--out", str(out)]
+    )
+    rows = written(out)["splitting"]
+    assert [(row["sigma"], row["levels"]) for row in rows] == [(0.25, 220), (1.0, 883)]
+    assert all(len(row[name]) == 2 and min(row[name]) > 0 for row in rows for name in ("forward", "gaussian", "dssn"))
+
+
+def test_whole_enumerations_are_timed() -> None:
+    image = splitting.gray_image((1, 8, 8))
+    law = splitting.DeterministicSplittingNoise(sigma=0.25, shape=(1, 8, 8))
+    law.check_input(image, (0.0, 1.0))
+    network = throughput.network_of("digits_cnn", (1, 8, 8))
+    sampler = splitting.Sampler(Runtime(micro_batch=32).prepare(network, (1, 8, 8)), law, "benchmark", 0)
+    assert [splitting.enumeration(sampler, image)(samples) for samples in (1, 220, 221)] == [220, 220, 440]
 
 
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
