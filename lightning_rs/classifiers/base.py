@@ -82,6 +82,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         self.domain = None if domain is None else (float(domain[0]), float(domain[1]))
         self.grid = grid
         law.check_shape(self.shape)
+        if None not in (grid, law.grid) and grid != law.grid:
+            raise ValueError(f"q of the noise must be the grid of the data, {grid}, got {law.grid}: {law!r}")
         self.network = build_network(network, num_classes, self.shape, mean=mean, std=std, **(network_args or {}))
         self.data_spec: dict[str, Any] | None = None  # set by the command line, kept in the checkpoint
         self._optimizer = optimizer
@@ -110,7 +112,12 @@ class BaseClassifier(pl.LightningModule, ABC):
             images: clean images, (m, *shape).
             batch_idx: number of the batch in its epoch.
             copy: number of the copy, for objectives that need several of one batch.
+
+        Raises:
+            ValueError: in the first batch of an epoch, for images off the grid that the noise is defined on.
         """
+        if self.noise.grid is not None and batch_idx == 0:  # it would round them; one look an epoch costs nothing
+            self.noise.check_input(images, self.domain)
         key = ("training", torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx, copy)
         return self.noise(images, _generator(images.device, *key))
 
