@@ -11,10 +11,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
-from scipy.special import ndtri
+from scipy.special import ndtr, ndtri
 
 from lightning_rs.certificates._gaussian import given
-from lightning_rs.certificates._norm_power_quadrature import LogRatioLaw, increasing_root
+from lightning_rs.certificates._norm_power_quadrature import QUADRATURE_ERROR, converged_law, increasing_root
+from lightning_rs.certificates._norm_power_two_class import LARGEST, SMALLEST, two_class_table
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.checks import (
@@ -32,7 +33,6 @@ from lightning_rs.statistics.binomial import simultaneous_tail_bounds
 
 SCORES = (1e-3, 8.3)  # the table spans Phi^-1(p) from 0.0004 above one half to 5e-17 below one
 KNOTS = 257
-QUADRATURE_ERROR = 1e-11  # relative, ten times what oracles and doubled quadratures show
 
 
 def norm_power_l2_radius(
@@ -60,7 +60,7 @@ def norm_power_l2_radius(
         q_upper: the tail ``1 - p_lower`` instead, exact near 0.
         p_upper: upper bound of the probability of every other class: the bilateral form (Appendix D), in which
             the ball holds while the least probability of the class exceeds the greatest of any other. Clipped to
-            ``1 - p_lower``, at which the two forms agree. Solved for each pair, without a table.
+            ``1 - p_lower``, at which the two forms agree. From a second table, see ``TwoClassTable``.
 
     Returns:
         Radius of the open l2 ball in input units, broadcast shape, float64, rounded down; 0 where nothing is
@@ -160,8 +160,8 @@ class NormPowerLinf(NormPowerL2):
 class NormPowerTwoClassL2(Certificate):
     """The bilateral certificate of the l2 family: :func:`norm_power_l2_radius` with ``p_upper``.
 
-    Can certify classes of probability below one half; abstains where ``p_lower <= p_upper``. Every distinct pair of
-    bounds is solved for, without a table.
+    Can certify classes of probability below one half; abstains where ``p_lower <= p_upper``. Looked up in a table
+    that is built once for (d, k): a second, half a minute below dimension 40.
 
     Args:
         method: "bonferroni" or "grouped"; which events share alpha, see
@@ -187,9 +187,7 @@ class NormPowerTwoClassL2(Certificate):
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, counts = _law(setting), read(evidence, Votes).counts
         tails = simultaneous_tail_bounds(counts, setting.top, setting.alpha, self.method, setting.runner_up)
-        pairs, where = np.unique(np.stack(tails, axis=-1), axis=0, return_inverse=True)
-        distinct = norm_power_l2_radius(None, noise.scale, noise.k, noise.dim, q_upper=pairs[:, 0], p_upper=pairs[:, 1])
-        radius = np.asarray(distinct)[where.reshape(-1)]
+        radius = norm_power_l2_radius(None, noise.scale, noise.k, noise.dim, q_upper=tails[0], p_upper=tails[1])
         bounds = {"p_lower": 1.0 - tails[0], "q_upper": tails[0], "p_upper": tails[1]}
         return Radii(abstain_at_zero(radius, setting.top), radius, bounds)
 
@@ -242,46 +240,12 @@ def radius_table(dim: int, k: float) -> RadiusTable:
     return RadiusTable(scores, radii, CubicSpline(x, y), np.repeat(nearby, 2) + QUADRATURE_ERROR)
 
 
-@lru_cache(maxsize=32)
-def converged_law(dim: int, k: float) -> LogRatioLaw:
-    """Return the law of the log likelihood ratio on a quadrature fine enough for (d, k)."""
-    probes = np.geomspace(0.01, 7.0, 8) * math.sqrt((dim - k) / dim)
-    law, scores = LogRatioLaw(dim, k), LogRatioLaw(dim, k).score_needed(probes)
-    while law.panels <= 256:
-        finer = LogRatioLaw(dim, k, 2 * law.panels)
-        refined = finer.score_needed(probes)
-        if (np.abs(refined - scores) <= 0.2 * QUADRATURE_ERROR * refined).all():
-            return finer
-        law, scores = finer, refined
-    raise ValueError(f"k must be farther from dim for the quadrature to converge, got k={k} at dim={dim}")
-
-
 def _two_class_radius(tail: FloatArray, other: FloatArray, dim: int, k: float) -> FloatArray:
-    """Return r in units of sigma with (least probability of the class) = (greatest of any other), rounded down."""
-    law, radius = converged_law(dim, k), np.zeros(tail.shape)
-    radius[tail == 0.0] = np.inf
-    top, rival = -ndtri(tail), -ndtri(np.maximum(other, 1e-300))
-    # A smaller gap between the scores is rounding, and certifies nothing worth having.
-    todo = (top + rival > 1e-9) & (tail > 0.0)
-    if not todo.any():
-        return radius
-    top, rival = top[todo], rival[todo]
-
-    def excess(log_r: FloatArray) -> FloatArray:
-        r = np.exp(log_r)
-        # P_delta(L <= s) = 1 - H(-s) for the class, P_delta(L >= t) = H(-t) for the rival.
-        least = law._score(-law.quantile(top, r), r, -top)
-        greatest = law._score(-law.quantile(rival, r), r, -rival)
-        return greatest + least
-
-    start = math.log(math.sqrt((dim - k) / dim)) + np.log(0.5 * (top + rival))
-    log_r = increasing_root(excess, start - 0.5, start + 0.5, np.full(top.shape, 1e-11))
-    # The solver's error is far below 1e-9; step down until the inequality itself says so.
-    log_r -= 1e-9
-    while (wrong := excess(log_r) > 0.0).any():
-        log_r[wrong] -= 1e-6
-    radius[todo] = np.exp(log_r)
-    return radius
+    """Return the two-class radius in units of sigma, never less than that of one class, which needs less."""
+    table = radius_table(dim, k)
+    one_class = table.radius(tail)
+    ends = table.radius(ndtr(-np.array([SMALLEST, LARGEST])))
+    return np.maximum(one_class, two_class_table(dim, k, (float(ends[0]), float(ends[1]))).radius(tail, other))
 
 
 def _checked_law(dim: int, k: float) -> tuple[int, float]:
