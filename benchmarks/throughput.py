@@ -157,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own = parser(__doc__ or "")
     own.add_argument("--networks", nargs="+", help=f"of {', '.join(SHAPES)}, or any name with --shape")
     own.add_argument("--shape", type=int, nargs=3, help="shape of the input of a network that is not listed")
-    own.add_argument("--precisions", nargs="+", default=["32-true", "bf16-true"])
+    own.add_argument("--precisions", nargs="+", help="32-true, bf16-true and, on a CPU, int8 unless told otherwise")
     own.add_argument("--compile", action="store_true", help="also with torch.compile")
     own.add_argument("--plain", action="store_true", help="also without fused layers")
     own.add_argument("--cuda-graph", action="store_true")
@@ -174,11 +174,13 @@ def main(argv: Sequence[str] | None = None) -> Row:
         args.seconds, args.rounds = min(args.seconds, 0.02), min(args.rounds, 2)
     usual = ["digits_cnn"] if args.quick else ON_CPU + (["torchvision/resnet50"] if args.device == "cuda" else [])
     common = {"micro_batch": args.micro_batch or "auto", "cuda_graph": args.cuda_graph}
-    runtimes = [Runtime(precision=p, **common) for p in args.precisions]
+    precisions = args.precisions or ["32-true", "bf16-true", *(["int8"] if args.device == "cpu" else [])]
+    floats = [precision for precision in precisions if precision != "int8"]  # int8 is always fused, never compiled
+    runtimes = [Runtime(precision=p, **common) for p in precisions]
     if args.plain:
-        runtimes += [Runtime(precision=p, fuse=False, **common) for p in args.precisions]
+        runtimes += [Runtime(precision=p, fuse=False, **common) for p in floats]
     if args.compile:
-        runtimes += [Runtime(precision=p, compile=True, **common) for p in args.precisions]
+        runtimes += [Runtime(precision=p, compile=True, **common) for p in floats]
     print(environment())
     rows = []
     for name in args.networks or usual:

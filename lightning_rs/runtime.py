@@ -17,14 +17,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from lightning_rs.checks import check_at_least, check_choice
 from lightning_rs.networks.fold import fold_batchnorm
 from lightning_rs.networks.fuse import fuse_for_cpu
+from lightning_rs.networks.quantize import fingerprint, quantize_for_cpu, synthetic_images
 from lightning_rs.workers import Workers, one_thread
 
-Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
+Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true", "int8"]
 
 # Numbers of one micro-batch of inputs that keep activations of small networks in one core's cache, or fill a GPU.
 _CPU_NUMBERS = 1 << 18
@@ -37,8 +38,10 @@ class Runtime:
     """Configuration of inference for certification and prediction; Lightning's ``precision`` governs training.
 
     Args:
-        precision: ``32-true``, ``bf16-true`` (weights in bfloat16), ``bf16-mixed``, ``16-mixed`` (autocast) or
-            ``16-true``. On a CPU with bfloat16 instructions, ``bf16-true`` is usually the fastest.
+        precision: ``32-true``, ``bf16-true`` (weights in bfloat16), ``bf16-mixed``, ``16-mixed`` (autocast),
+            ``16-true``, or ``int8`` (weights and activations of convolutions on 8 bits, see
+            :mod:`~lightning_rs.networks.quantize`; CPU only). On a CPU with bfloat16 instructions ``bf16-true`` is
+            usually fast, on one with VNNI instructions and without AMX ``int8`` faster.
         channels_last: run convolutions on images in (H, W, C) memory order.
         fold: fold BatchNorm into the preceding convolution.
         fuse: let convolutions add and rectify in place, and use oneDNN's weight layout (CPU only, without ``compile``;
@@ -68,6 +71,10 @@ class Runtime:
             check_at_least("micro_batch", self.micro_batch, 2)
         if self.threads is not None:
             check_at_least("threads", self.threads, 1)
+        if self.precision == "int8":
+            for name, needed in (("channels_last", True), ("fold", True), ("fuse", True), ("compile", False)):
+                if getattr(self, name) != needed:
+                    raise ValueError(f"{name} must be {needed} for precision 'int8', got {getattr(self, name)}")
 
     def prepare(
         self,
@@ -144,7 +151,10 @@ class PreparedNetwork:
         size = self._choose_micro_batch() if micro_batch is None else check_at_least("micro_batch", micro_batch, 2)
         self.micro_batch = size + size % 2  # even: both members of an antithetic pair share a micro-batch
         self.compiled = config.compile and self._compile()
+        self._scales = ""
         self.fused = config.fuse and not self.compiled and self._fuse(self.micro_batch)
+        if config.precision == "int8":
+            self.calibrate(self.flatten(synthetic_images(network, self.shape, 4 * self.micro_batch)))
         if config.cuda_graph and device.type == "cuda":
             self._graph = _CudaGraph(self._logits, self.buffer())
 
@@ -171,6 +181,21 @@ class PreparedNetwork:
         """Return the labels (m,) of one full micro-batch; ties go to the lowest index."""
         return self.logits(rows).argmax(1)
 
+    @torch.inference_mode()
+    def calibrate(self, rows: Tensor) -> None:
+        """Choose the 8-bit grids of precision int8 from the ranges that inputs give; no other precision needs it.
+
+        Args:
+            rows: noisy inputs, flat float32 (m, d) in the engine's order, m a multiple of the micro-batch.
+
+        Raises:
+            ValueError: if nothing of the network can run on integers.
+        """
+        if not self._fuse(self.micro_batch) or not isinstance(self._forward, fx.GraphModule):
+            raise ValueError(f"precision int8 needs a network whose layers fuse: {'; '.join(self.remarks)}")
+        self._forward = quantize_for_cpu(self._forward, self._view(rows), self.micro_batch)
+        self._scales = fingerprint(self._forward)
+
     def describe(self) -> dict[str, Any]:
         """Return what ran, as plain values: binding for a record file."""
         return {
@@ -181,6 +206,7 @@ class PreparedNetwork:
             "compiled": self.compiled,
             "micro_batch": self.micro_batch,
             "device": self.device.type,
+            **({"scales": self._scales} if self._scales else {}),
         }
 
     @torch.inference_mode()
@@ -345,7 +371,11 @@ class _CudaGraph:
 
 def _check_supported(precision: str, device: torch.device) -> None:
     if device.type == "cpu" and precision in ("16-mixed", "16-true"):
-        raise ValueError(f"precision {precision!r} is not supported on the CPU: use 32-true, bf16-true or bf16-mixed")
+        raise ValueError(
+            f"precision {precision!r} is not supported on the CPU: use 32-true, bf16-true, bf16-mixed or int8"
+        )
+    if device.type != "cpu" and precision == "int8":
+        raise ValueError(f"precision 'int8' is supported on the CPU only, got {device.type}: use bf16-true")
     if device.type == "cuda" and precision.startswith("bf16") and not torch.cuda.is_bf16_supported():
         raise ValueError(f"precision {precision!r} is not supported on this GPU: use 32-true or 16-mixed")
     if device.type == "mps" and precision != "32-true":

@@ -43,8 +43,8 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "new" / "throughput.json"
     found = throughput.main(["--quick", "--plain", "--device", "cpu", "--rounds", "2", "--out", str(out)])
     rows = written(out)["throughput"]
-    assert [row["runtime"]["precision"] for row in rows] == 2 * ["32-true", "bf16-true"]
-    assert [row["runtime"]["fused"] for row in rows] == [True, True, False, False]
+    assert [row["runtime"]["precision"] for row in rows] == ["32-true", "bf16-true", "int8", "32-true", "bf16-true"]
+    assert [row["runtime"]["fused"] for row in rows] == [True, True, True, False, False]
     assert all(len(rates) == 2 and min(rates) > 0 for row in rows for rates in row["rates"].values())
     assert found["environment"]["torch"] == torch.__version__
     assert "| ours / reference" in capsys.readouterr().out

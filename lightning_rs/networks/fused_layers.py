@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -61,7 +62,13 @@ class PairedConv2d(nn.Module):
         paired.weight = nn.Parameter(weight, requires_grad=False)
         bias = weight.new_zeros(outputs) if conv.bias is None else conv.bias.detach()
         paired.bias = nn.Parameter(bias.repeat(2), requires_grad=False)
-        self.conv = FusedConv2d(paired, _in_pairs(example), relu)
+        self.conv: nn.Module = FusedConv2d(paired, _in_pairs(example), relu)
+
+    def around(self, conv: nn.Module) -> PairedConv2d:
+        """Return this layer with another convolution of pairs inside."""
+        other = copy.copy(self)
+        other._modules = {"conv": conv}
+        return other
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of ``x``, rectified if asked for; ``(N, 1, H, W) -> (N, C, H', W')``."""

@@ -1,0 +1,201 @@
+"""Networks on 8-bit integers: layer by layer against floats, whole networks, what the grids are chosen from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_rs import Certifier, GaussianNoise
+from lightning_rs.certificates import DeterministicSplittingL1
+from lightning_rs.networks import build_network
+from lightning_rs.networks.fused_layers import FusedConv2d
+from lightning_rs.networks.quantize import synthetic_images
+from lightning_rs.networks.quantized_layers import Grid, QuantizedConv2d, QuantizedLinear, integer_weights
+from lightning_rs.noise.splitting import DeterministicSplittingNoise
+from lightning_rs.runtime import PreparedNetwork, Runtime
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(torch.ops.onednn, "qconv2d_pointwise") or not torch.backends.mkldnn.is_available(),
+    reason="this build of torch has no 8-bit convolutions",
+)
+INT8 = Runtime(precision="int8", micro_batch=16)
+
+
+def randomised(name: str, shape: tuple[int, ...], **kwargs: object) -> nn.Module:
+    torch.manual_seed(1)
+    network = build_network(name, 10, shape, mean=0.4, std=0.25, **kwargs)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean.normal_(0, 0.1)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.normal_(0, 0.3)
+    return network.eval()
+
+
+def logits(network: nn.Module, shape: tuple[int, ...], runtime: Runtime, rows: Tensor) -> Tensor:
+    prepared = runtime.prepare(network, shape)
+    if runtime.precision == "int8":
+        prepared.calibrate(rows.repeat(2, 1))
+    return prepared.logits(rows)
+
+
+def images_last(*shape: int) -> Tensor:
+    return torch.randn(*shape).contiguous(memory_format=torch.channels_last)
+
+
+def integers_of(prepared: PreparedNetwork) -> int:
+    return sum(isinstance(module, QuantizedConv2d | QuantizedLinear) for module in prepared._forward.modules())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 5.0), (0.5, 2.0), (-7.0, -1.0), (0.0, 0.0), (0.0, 1e-30)])
+def test_a_grid_holds_zero_and_covers_its_range(low: float, high: float) -> None:
+    grid = Grid.covering(low, high)
+    ends = grid.values(torch.tensor([0, 255], dtype=torch.uint8))
+    assert 0 <= grid.zero <= 255
+    assert ends[0] <= min(low, 0) + grid.scale / 2
+    assert ends[1] >= max(high, 0) - grid.scale / 2
+    assert float(grid.values(grid.codes(torch.zeros(1)))) == 0.0
+    inside = torch.linspace(low, high, 100)
+    assert (grid.values(grid.codes(inside)) - inside).abs().max() <= grid.scale * 0.5001 + 1e-6 * abs(high)
+    if high > low:
+        assert grid.scale <= (max(high, 0) - min(low, 0)) / 255 * (1 + 2**-7)
+
+
+def test_scales_do_not_see_rounding_errors() -> None:
+    assert Grid.covering(0.0, 1.03) == Grid.covering(0.0, 1.03 * (1 + 1e-7))
+
+
+def test_weights_are_rounded_by_output() -> None:
+    weight = torch.randn(5, 3, 3, 3) * torch.tensor([1e-3, 1.0, 10.0, 0.0, 1.0]).view(5, 1, 1, 1)
+    codes, scales = integer_weights(weight)
+    assert codes.dtype == torch.int8
+    error = (codes.float() * scales.view(5, 1, 1, 1) - weight).abs().flatten(1).amax(1)
+    assert (error <= scales * 0.5001).all()
+    assert codes[3].abs().max() == 0
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_convolution_of_codes_is_that_of_the_numbers_they_stand_for(relu: bool, padding: int, residual: bool) -> None:
+    torch.manual_seed(2)
+    conv = nn.Conv2d(6, 8, 3, padding=padding).requires_grad_(False)
+    x, other = images_last(4, 6, 9, 9), images_last(4, 8, 7 + 2 * padding, 7 + 2 * padding).relu()
+    source, summand, target = (
+        Grid.covering(-3.0, 4.0),
+        Grid.covering(0.0, 4.0),
+        Grid.covering(0.0 if relu else -5.0, 5.0),
+    )
+    codes, kept = source.codes(x), summand.codes(other)
+    layer = QuantizedConv2d(FusedConv2d(conv, x, relu), tuple(x.shape), source, target, summand if residual else None)
+    weights, scales = integer_weights(conv.weight)
+    exact = F.conv2d(source.values(codes), weights.float() * scales.view(-1, 1, 1, 1), conv.bias, padding=padding)
+    exact = exact + (summand.values(kept) if residual else 0)
+    exact = exact.relu() if relu else exact
+    given = kept.clone(memory_format=torch.channels_last)
+    found = target.values(layer(codes, given) if residual else layer(codes))
+    inside = (exact > target.values(torch.zeros(1))) & (exact < target.values(torch.full((1,), 255.0)))
+    assert inside.float().mean() > (0.3 if relu else 0.9)
+    assert (found - exact)[inside].abs().max() <= target.scale * 0.51
+    assert torch.equal(given, kept), "the shortcut is still needed"
+
+
+def test_a_linear_layer_of_codes() -> None:
+    linear = nn.Linear(40, 7).requires_grad_(False)
+    grid = Grid.covering(-2.0, 3.0)
+    codes = grid.codes(torch.randn(6, 40))
+    weights, scales = integer_weights(linear.weight)
+    exact = F.linear(grid.values(codes), weights.float() * scales[:, None], linear.bias)
+    assert torch.allclose(QuantizedLinear(linear, 6, grid)(codes), exact, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "layers"),
+    [
+        ("cifar_resnet20", (3, 32, 32), 21),
+        ("mnist_lenet", (1, 28, 28), 3),
+        ("small_cnn", (1, 28, 28), 3),
+        ("digits_cnn", (1, 8, 8), 3),
+        ("torchvision/squeezenet1_1", (3, 40, 40), 26),  # concatenations
+        pytest.param("wide_resnet40_2", (3, 32, 32), 40, marks=pytest.mark.slow),
+        pytest.param("torchvision/mobilenet_v2", (3, 32, 32), 35, marks=pytest.mark.slow),  # grouped convolutions
+        pytest.param("timm/test_resnet", (3, 32, 32), 15, marks=pytest.mark.slow),
+    ],
+)
+def test_networks_on_integers_are_close(name: str, shape: tuple[int, ...], layers: int) -> None:
+    network = randomised(name, shape)
+    rows = torch.randn(16, torch.Size(shape).numel()) * 0.25 + 0.4
+    exact = logits(network, shape, Runtime(micro_batch=16), rows)
+    prepared = INT8.prepare(network, shape)
+    prepared.calibrate(rows.repeat(2, 1))
+    assert integers_of(prepared) == layers
+    error = (prepared.logits(rows) - exact).pow(2).mean().sqrt() / exact.std()
+    # 8 bits a layer; a wrong grid anywhere gives an error of order one.
+    assert 1e-5 < float(error) < 0.08
+    assert prepared.probe(network, rows).invariant
+
+
+def test_the_classifier_depends_on_network_and_noise_only() -> None:
+    network, shape = randomised("small_cnn", (1, 28, 28)), (1, 28, 28)
+    one = Certifier(n=10, seed=0, runtime=INT8).session(network, GaussianNoise(0.25), shape)
+    two = Certifier(n=99, seed=5, runtime=INT8).session(network, GaussianNoise(0.25), shape)
+    other = Certifier(n=10, runtime=INT8).session(network, GaussianNoise(1.0), shape)
+    assert one.prepared.describe() == two.prepared.describe()
+    assert one.prepared.describe()["scales"] != other.prepared.describe()["scales"]
+    rows = torch.rand(16, 784)
+    assert torch.equal(one.prepared.logits(rows), two.prepared.logits(rows))
+    assert "scales" not in Runtime().prepare(network, shape).describe()
+
+
+def test_splitting_noise_and_votes_run_on_integers() -> None:
+    network, shape = randomised("digits_cnn", (1, 8, 8)), (1, 8, 8)
+    images = torch.randint(0, 17, (3, *shape)) / 16
+    noise = DeterministicSplittingNoise(lam=1.5, shape=shape, q=16)
+    exact = Certifier([DeterministicSplittingL1()], runtime=INT8).certify(network, noise, images)
+    assert [sum(record.counts) for record in exact] == [noise.size] * 3
+    assert all("doubtful" not in record.note for record in exact), "integers do not depend on companions"
+    sampled = Certifier(n0=20, n=64, runtime=INT8).certify(network, GaussianNoise(0.5), images)
+    assert [sum(record.counts) for record in sampled] == [64] * 3
+
+
+def test_synthetic_images_are_seeded_pixels() -> None:
+    network = build_network("small_cnn", 10, (3, 32, 32), mean=[0.5, 0.4, 0.3], std=0.2)
+    images = synthetic_images(network, (3, 32, 32), 64)
+    assert torch.equal(images, synthetic_images(network, (3, 32, 32), 64))
+    assert 0 <= float(images.min()) < float(images.max()) <= 1
+    assert images.mean((0, 2, 3)).tolist() == pytest.approx([0.5, 0.4, 0.3], abs=0.05)
+    outside = build_network("small_cnn", 10, (1, 12, 12), mean=3.0, std=2.0)
+    assert float(synthetic_images(outside, (1, 12, 12), 64).max()) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [("channels_last", False, True), ("fold", False, True), ("fuse", False, True), ("compile", True, False)],
+)
+def test_settings_that_int8_needs(name: str, value: bool, expected: bool) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be {expected} for precision 'int8', got {value}"):
+        Runtime(precision="int8", **{name: value})
+
+
+def test_networks_that_cannot_run_on_integers() -> None:
+    with pytest.raises(
+        ValueError, match=r"precision int8 needs images of shape \(C, H, W\), got inputs of shape \(5,\)"
+    ):
+        INT8.prepare(build_network("mlp", 3, (5,)), (5,))
+    with pytest.raises(ValueError, match="precision int8 needs a network with convolutions that fuse, found none"):
+        INT8.prepare(build_network("mlp", 3, (1, 7, 7)), (1, 7, 7))
+
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :3] * (2 if x.sum() > 0 else 1)
+
+    with pytest.raises(
+        ValueError, match=r"precision int8 needs a network whose layers fuse: .*layers not fused: TraceError"
+    ):
+        INT8.prepare(Branching(), (1, 7, 7))
+    with pytest.raises(ValueError, match="precision 'int8' is supported on the CPU only, got meta"):
+        INT8.prepare(nn.Flatten(), (1, 7, 7), "meta")
