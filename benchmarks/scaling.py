@@ -10,6 +10,7 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import torch
@@ -80,6 +81,23 @@ def against_size(args: Any) -> list[Row]:
     return rows
 
 
+def _one_large_image(n: int, args: Any) -> Row:
+    shape = (3, 224, 224)
+    certifier = Certifier(n0=32, n=n, runtime=Runtime(precision=args.precision))
+    session = certifier.session(network_of("small_cnn", shape).to(args.device), GaussianNoise(SIGMA), shape)
+    prepared = peak_memory()
+    return {"n": n, "MiB before sampling": prepared, **cost(session, images_of(1, shape))}
+
+
+def against_n_at_imagenet_size(args: Any) -> list[Row]:
+    """One 3x224x224 image through a network that is cheap at that size, each n in a process of its own."""
+    start, rows = multiprocessing.get_context("spawn"), []
+    for n in args.large:
+        with ProcessPoolExecutor(1, start) as own:
+            rows.append(own.submit(_one_large_image, n, args).result())
+    return rows
+
+
 def _rank(rank: int, ranks: int, args: Any, gate: Any, times: Any) -> None:
     torch.set_num_threads(max(1, args.threads // ranks))
     shape = SHAPES[args.network]
@@ -118,23 +136,25 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own.add_argument("--n", type=int, nargs="+", default=[1000, 10_000, 100_000])
     own.add_argument("--images", type=int, nargs="+", default=[1, 4, 16, 64, 256])
     own.add_argument("--sizes", type=int, nargs="+", default=[16, 32, 64, 128])
+    own.add_argument("--large", type=int, nargs="*", default=[1000, 10_000, 100_000], help="n at 3x224x224")
     own.add_argument("--ranks", type=int, nargs="*", default=[1, 2])
     own.add_argument("--shared", type=int, default=64, help="images that the ranks share")
     own.add_argument("--threads", type=int, default=torch.get_num_threads(), help="threads that the ranks share")
     args = own.parse_args(argv)
     if args.quick:
         args.n, args.images, args.sizes, args.shared = [50, 100], [1, 3], [8, 12], 3
+        args.large = [32, 64][: len(args.large)]
     print(environment(), f"{args.network}, {args.precision}", sep="\n")
     tables: dict[str, list[Row]] = {}
     titles = {
         "n": "Against n (2 images)",
         "images": f"Against images (n = {args.n[0]})",
         "size": "Against the side of an image (ResNet-20)",
+        "large": "Against n at 3x224x224 (one image, small CNN)",
         "ranks": f"Against ranks ({args.shared} images, n = {args.n[0]})",
     }
-    for (key, title), measure in zip(
-        titles.items(), (against_n, against_images, against_size, against_ranks), strict=True
-    ):
+    measures = (against_n, against_images, against_size, against_n_at_imagenet_size, against_ranks)
+    for (key, title), measure in zip(titles.items(), measures, strict=True):
         tables[key] = measure(args)
         show(title, shown(tables[key]))
     return finish(args.out, network=args.network, precision=args.precision, **tables)

@@ -138,7 +138,7 @@ def test_average_radius_counts_only_correct_images(checkpoint: Path) -> None:
 
 def test_scaling(tmp_path: Path) -> None:
     out = tmp_path / "scaling.json"
-    scaling.main(["--quick", "--network", "digits_cnn", "--ranks", "--device", "cpu", "--out", str(out)])
+    scaling.main(["--quick", "--network", "digits_cnn", "--ranks", "--large", "--device", "cpu", "--out", str(out)])
     found = written(out)
     assert [row["n"] for row in found["n"]] == [50, 100]
     assert [row["images"] for row in found["images"]] == [1, 3]
@@ -150,6 +150,8 @@ def test_scaling(tmp_path: Path) -> None:
 def test_scaling_over_ranks() -> None:
     found = scaling.main(["--quick", "--network", "digits_cnn", "--ranks", "1", "2", "--device", "cpu"])
     assert [row["ranks"] for row in found["ranks"]] == [1, 2]
+    assert [row["n"] for row in found["large"]] == [32, 64]
+    assert all(row["peak MiB"] > row["MiB before sampling"] > 100 for row in found["large"])
 
 
 def test_turns_alternate_and_a_rate_counts_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:
