@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own.add_argument("--sigmas", type=float, nargs="+", default=[0.25, 1.0, 3.5])
     own.add_argument("--precisions", nargs="+", default=["32-true", "bf16-true"])
     own.add_argument("--compile", action="store_true", help="with torch.compile")
+    own.add_argument("--micro-batch", type=int)
     own.add_argument("--threads", type=int, help="micro-batches at work at a time")
     own.add_argument("--seconds", type=float, default=1.0, help="length of a turn")
     own.add_argument("--rounds", type=int, default=5)
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     rows = []
     for name in args.networks:
         for precision in args.precisions:
-            runtime = Runtime(precision=precision, compile=args.compile)
+            runtime = Runtime(precision=precision, compile=args.compile, micro_batch=args.micro_batch or "auto")
             rows += measure(name, args.sigmas, runtime, args.device, args.seconds, args.rounds)
         show("Samples a second", [summary(row) for row in rows])
     return finish(args.out, splitting=rows, summary=[summary(row) for row in rows])
