@@ -310,6 +310,20 @@ class Session:
             self.sampler.tolerance = 4 * self.probed.deviation
         return self.probed
 
+    @property
+    def exactness(self) -> str | None:
+        """What "exact" means in the records of this session, once it is probed; None if no certificate is exact."""
+        if self.probed is None or not any(certificate.exact for certificate in self.certifier.certificates):
+            return None
+        shape = f"no failure probability, for the network as it ran at one shape of {self.prepared.micro_batch} rows"
+        if self.probed.invariant:
+            return f"{shape}; its logits did not depend on position or companions in a probe of {self.probed.rows} rows"
+        return (
+            f"{shape}; its logits moved by up to {self.probed.deviation:.3g} with position and companions in a probe "
+            f"of {self.probed.rows} rows, so votes by a margin of at most {self.sampler.tolerance:.3g} count as "
+            "adversarial"
+        )
+
     def _check_images(self, images: Tensor) -> None:
         if _image_shape(images) != self.prepared.shape:
             raise ValueError(f"each image must have shape {self.prepared.shape}, got {_image_shape(images)}")

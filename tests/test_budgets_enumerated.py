@@ -21,7 +21,7 @@ from lightning_rs.metrics import average_certified_radius, certified_accuracy
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import Certification, read_records
-from lightning_rs.runtime import Runtime
+from lightning_rs.runtime import Probe, Runtime
 from lightning_rs.sampling import Sampler
 
 Q, SHAPE = 15, (1, 2, 3)
@@ -234,6 +234,20 @@ def test_description_binds_and_pools() -> None:
     assert DecideGridRadius(0.5).pool(100, 3091) == 32
 
 
+def test_a_session_says_what_exact_means() -> None:
+    noise = DeterministicSplittingNoise(1.3, shape=SHAPE, q=Q, seed=2)
+    session = Certifier([DeterministicSplittingL1()], runtime=RUNTIME).session(network(), noise, SHAPE)
+    assert session.exactness is None  # not probed yet
+    session.probe(images(3))
+    assert "at one shape of 16 rows; its logits did not depend on" in str(session.exactness)
+    session.probed, session.sampler.tolerance = Probe(0.0, False, 1e-4, 16), 4e-4
+    assert "logits moved by up to 0.0001" in str(session.exactness)
+    assert "votes by a margin of at most 0.0004 count as adversarial" in str(session.exactness)
+    sampled = Certifier(runtime=RUNTIME).session(network(), GaussianNoise(0.5), SHAPE)
+    sampled.probe(images(3))
+    assert sampled.exactness is None
+
+
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = Path(__file__).parents[1]
     own = '{"sigma": 0.35, "q": 16, "shape": [1, 8, 8]}'
@@ -251,5 +265,6 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     header, early = read_records(tmp_path / "early.jsonl")
     full = read_records(tmp_path / "full.jsonl")[1]
     assert header.binding["budget"] == {"mode": "decision", "radius": 0.25, "step": 32}
+    assert "its logits did not depend on position or companions in a probe" in header.informative["exact"]
     assert [record.status == "decided" for record in early] == [record.steps >= 4 for record in full]  # type: ignore[operator]
     assert all(record.n == full[0].n_used == 19 for record in early)

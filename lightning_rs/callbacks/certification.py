@@ -140,6 +140,7 @@ class CertificationStage(SmoothingStage):
             "root": described.get("root"),
             "remarks": list(session.prepared.remarks),
             "probe": None if session.probed is None else vars(session.probed),
+            **({} if session.exactness is None else {"exact": session.exactness}),
         }
         return Header(header.binding, informative)
 
