@@ -288,6 +288,7 @@ class Session:
         kind: type[Votes] = EnumeratedVotes if exact else Votes
         evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
         assert isinstance(evidence, Votes)
+        self.prepared.check_finite()
         counts = evidence.counts
         top, second = _top_two(counts)
         rows = np.arange(len(counts))
@@ -359,6 +360,7 @@ class Session:
     def _certify_group(self, group: Group) -> Iterator[Certification]:
         selection = self._select(group)
         outcome = self.certifier.budget.run(self.task, group, selection)
+        self.prepared.check_finite()
         for row in range(len(group.images)):
             yield self._record(group, selection, outcome, row)
 

@@ -147,6 +147,7 @@ class PreparedNetwork:
         self._eager = self._copy(network)
         self._forward: Callable[[Tensor], Tensor] = self._eager
         self._graph: _CudaGraph | None = None
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
         self.num_classes = self._count_classes()
         size = self._choose_micro_batch() if micro_batch is None else check_at_least("micro_batch", micro_batch, 2)
         self.micro_batch = size + size % 2  # even: both members of an antithetic pair share a micro-batch
@@ -169,13 +170,28 @@ class PreparedNetwork:
         return flat if self.order is None else flat[:, self.order]
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Return the logits (m, C) in float32 of one full micro-batch, flat (m, d) in the engine's order."""
-        if self._graph is not None:
-            return self._graph(rows)
+        """Return the logits (m, C) in float32 of one full micro-batch, flat (m, d) in the engine's order.
+
+        Raises:
+            ValueError: if a logit is NaN or infinite; where that would wait for the device, `check_finite` does.
+        """
         if self.device.type != "cpu":
-            return self._logits(rows)
+            found = self._logits(rows) if self._graph is None else self._graph(rows)
+            self._finite.logical_and_(torch.isfinite(found).all())
+            return found
         with one_thread():  # on more threads the rounding could differ
-            return self._logits(rows)
+            found = self._logits(rows)
+        if not torch.isfinite(found).all():
+            raise ValueError(self._not_finite())
+        return found
+
+    def check_finite(self) -> None:
+        """Raise ``ValueError`` if any logit so far was NaN or infinite; waits for the device."""
+        if not self._finite:
+            raise ValueError(self._not_finite())
+
+    def _not_finite(self) -> str:
+        return f"the network gives NaN or infinite logits at precision {self.config.precision}"
 
     def labels(self, rows: Tensor) -> Tensor:
         """Return the labels (m,) of one full micro-batch; ties go to the lowest index."""
@@ -221,8 +237,7 @@ class PreparedNetwork:
             ValueError: if a logit is NaN or infinite.
         """
         own = self.logits(rows.to(self.dtype)).clone()
-        if not torch.isfinite(own).all():
-            raise ValueError(f"the network gives NaN or infinite logits at precision {self.config.precision}")
+        self.check_finite()
         reference = PreparedNetwork(
             Runtime(channels_last=False, fold=False, fuse=False), network, self.shape, self.device, self.micro_batch
         )

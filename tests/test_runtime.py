@@ -228,6 +228,36 @@ class TestProbe:
         with pytest.raises(ValueError, match="NaN or infinite logits"):
             certifier.session(network, GaussianNoise(0.5), SHAPE).predict(images(), n=20)
 
+    @pytest.mark.parametrize("threads", [1, 2])
+    def test_logits_that_stop_being_finite_are_refused(self, threads: int) -> None:
+        class FailsOnBright(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.net = tiny_cnn()
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.net(x) / (x.mean((1, 2, 3)) < 50)[:, None]
+
+        session = Certifier(n0=10, n=200, runtime=Runtime(threads=threads)).session(
+            FailsOnBright(), GaussianNoise(0.1), SHAPE
+        )
+        assert len(list(session.certify(images(2)))) == 2
+        bright = torch.full((1, *SHAPE), 100.0)
+        with pytest.raises(ValueError, match="the network gives NaN or infinite logits at precision 32-true"):
+            list(session.certify(bright, indices=[2]))
+        with pytest.raises(ValueError, match="NaN or infinite logits"):
+            session.predict(bright, n=20)
+        assert len(list(session.certify(images(2)))) == 2, "the session can go on"
+
+    def test_a_device_is_asked_once_a_group(self) -> None:
+        session = Certifier(n0=10, n=20).session(tiny_cnn(), GaussianNoise(0.1), SHAPE)
+        session.probe(images())
+        session.prepared._finite.fill_(False)  # what a GPU notes without being waited for
+        with pytest.raises(ValueError, match="NaN or infinite logits"):
+            list(session.certify(images(1)))
+        with pytest.raises(ValueError, match="NaN or infinite logits"):
+            session.predict(images(1), n=20)
+
 
 class TestRefusals:
     @pytest.mark.parametrize(
