@@ -5,6 +5,10 @@ curve of samples saved against average certified radius (ACR) lost as the staged
 are drawn once by the engine; every tolerance is then replayed on the same counts by the real budget.
 
     python -m benchmarks.samples --checkpoint checkpoints/mnist_lenet_gaussian_0.25.ckpt --root data
+    python -m benchmarks.samples --records runs/certify/certify.jsonl     # the curve alone, without sampling again
+
+With ``--records`` the counts of finished records of fixed n are split into stages at random without replacement:
+independent samples come in any order, so the stages are as if they had been drawn one after the other.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,16 +27,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.common import Row, environment, finish, parser, show
-from lightning_rs.budgets import DecideRadius, Group, Outcome, Selection, StagedSamples
+from lightning_rs.budgets import DecideRadius, Group, Outcome, Selection, StagedSamples, Task
+from lightning_rs.certificates import GaussianL2
 from lightning_rs.certifier import Certifier, Session
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.networks import build_network
 from lightning_rs.noise.base import Noise, noise_from_dict
+from lightning_rs.records import read_records
 from lightning_rs.runtime import Runtime
 from lightning_rs.statistics.sequential import StagedClopperPearson
 
 IntArray = NDArray[np.int64]
-TOLERANCES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+TOLERANCES = (0.0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.1, 0.2)
 SIGMAS = (0.25, 0.5, 1.0, 2.0)
 
 
@@ -52,8 +59,8 @@ class Images:
 class Replay:
     """Stands for a sampler: hands out counts that the engine has already drawn, part by part."""
 
-    def __init__(self, session: Session, indices: Sequence[int], parts: Sequence[IntArray]) -> None:
-        self.prepared = session.prepared
+    def __init__(self, indices: Sequence[int], parts: Sequence[IntArray]) -> None:
+        self.prepared = SimpleNamespace(num_classes=parts[0].shape[1])
         self._row = {index: row for row, index in enumerate(indices)}
         self._parts = parts
 
@@ -123,24 +130,55 @@ def average_radius(outcome: Outcome, labels: Sequence[int]) -> float:
     return float(np.mean(radii.radius * (radii.prediction == np.asarray(labels))))
 
 
-def staged_curve(session: Session, some: Images, sigma: float, tolerances: Sequence[float]) -> list[Row]:
-    """Replay fixed n and the staged budget at each tolerance on one set of counts."""
-    selection, group = select(session, some), Group(some.images, some.indices, some.labels)
+def sampled(session: Session, some: Images) -> tuple[Task, Group, Selection, list[IntArray]]:
+    """Return what the staged curve replays, drawn by the engine."""
     parts = draw_stages(session, some, StagedSamples())
-    replay: Any = Replay(session, some.indices, parts)
-    task, certificate = replace(session.task, sampler=replay), session.certifier.certificates[0]
-    n = session.certifier.n
+    replay: Any = Replay(some.indices, parts)
+    group = Group(some.images, some.indices, some.labels)
+    return replace(session.task, sampler=replay), group, select(session, some), parts
+
+
+def recorded(path: Path) -> tuple[Task, Group, Selection, list[IntArray]]:
+    """Return what the staged curve replays, from a record file.
+
+    Raises:
+        ValueError: if the records are not of fixed n, by Cohen's certificate, with their counts and labels.
+    """
+    header, records = read_records(path)
+    if any(
+        r.mode != "fixed" or r.certificate != "GaussianL2" or sum(r.counts) != r.n or r.label is None for r in records
+    ):
+        raise ValueError(f"{path} must hold labelled records of GaussianL2 with all counts of a fixed n")
+    counts = np.array([record.counts for record in records])
+    n, alpha, rng = records[0].n, records[0].alpha, np.random.default_rng(0)
+    indices, budget = [record.index for record in records], StagedSamples()
+    sizes = StagedClopperPearson.geometric(n, alpha, budget.first, budget.factor).sizes
+    parts, left = [], counts
+    for before, size in zip((0, *sizes), sizes, strict=False):
+        parts.append(np.array([rng.multivariate_hypergeometric(row, size - before) for row in left]))
+        left = left - parts[-1]
+    replay: Any = Replay(indices, parts)
+    top, runner_up = (np.array([getattr(r, name) for r in records]) for name in ("top", "runner_up"))
+    noise, shape = noise_from_dict(header.binding["noise"]), tuple(header.binding["shape"])
+    task = Task(replay, "estimation", (GaussianL2(),), noise, n, alpha, shape)
+    labels = [int(record.label or 0) for record in records]
+    return task, Group(torch.zeros(len(records), 1), indices, labels), Selection(top, runner_up, None), parts
+
+
+def staged_curve(
+    task: Task, group: Group, selection: Selection, parts: Sequence[IntArray], tolerances: Sequence[float]
+) -> list[Row]:
+    """Replay fixed n and the staged budget at each tolerance on one set of counts."""
+    certificate, n, labels = task.certificates[0], task.n, group.labels or []
     radii = certificate.certify({Votes: Votes.of(sum(parts, np.zeros_like(parts[0])))}, task.setting(selection, n=n))
-    used = np.full(len(some.labels), n)
+    used = np.full(len(labels), n)
     fixed = Outcome({certificate.name: radii}, parts[0], n, used)
-    best = average_radius(fixed, some.labels)
+    best = average_radius(fixed, labels)
     rows = [_staged_row("fixed", fixed, best, best, n)]
     for tolerance in tolerances:
         outcome = StagedSamples(tolerance).run(task, group, selection)
-        rows.append(
-            _staged_row(f"staged, tolerance {tolerance:g}", outcome, average_radius(outcome, some.labels), best, n)
-        )
-    return [{"sigma": sigma, **row} for row in rows]
+        rows.append(_staged_row(f"staged, tolerance {tolerance:g}", outcome, average_radius(outcome, labels), best, n))
+    return [{"sigma": task.noise.sigma, **row} for row in rows]
 
 
 def _staged_row(name: str, outcome: Outcome, radius: float, best: float, n: int) -> Row:
@@ -201,7 +239,9 @@ def shown(rows: Sequence[Row]) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> Row:
     own = parser(__doc__ or "")
-    own.add_argument("--checkpoint", type=Path, required=True)
+    source = own.add_mutually_exclusive_group(required=True)
+    source.add_argument("--checkpoint", type=Path)
+    source.add_argument("--records", type=Path, help="records of fixed n: the staged curve alone")
     own.add_argument("--root", type=Path, help="folder of the data, if not where the checkpoint says")
     own.add_argument("--dataset", help="data module, such as lightning_rs.data.MNIST, if not the checkpoint's own")
     own.add_argument("--n", type=int, default=100_000)
@@ -211,6 +251,10 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own.add_argument("--decided", type=int, default=500, help="images for the decisions")
     own.add_argument("--precision", default="bf16-true")
     args = own.parse_args(argv)
+    if args.records:
+        staged = staged_curve(*recorded(args.records), TOLERANCES)
+        show(f"Staged Clopper-Pearson beside fixed n, {args.records}", shown(staged))
+        return finish(args.out, staged=staged, records=str(args.records))
     if args.quick:
         args.n, args.images, args.decided = min(args.n, 1000), min(args.images, 4), min(args.decided, 4)
     network, noise, images = load(args.checkpoint, args.root, max(args.images, args.decided), args.dataset)
@@ -219,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     print(environment(), f"{noise!r}, n0 = {args.n0}, n = {args.n}, alpha = {args.alpha}", sep="\n")
     decided = decisions(session, images.first(args.decided), noise.sigma, SIGMAS)
     show(f"Decide 'certified at r', {min(args.decided, len(images.labels))} images", shown(decided))
-    staged = staged_curve(session, images.first(args.images), noise.sigma, TOLERANCES)
+    staged = staged_curve(*sampled(session, images.first(args.images)), TOLERANCES)
     show(f"Staged Clopper-Pearson beside fixed n, {min(args.images, len(images.labels))} images", shown(staged))
     return finish(args.out, decisions=decided, staged=staged, checkpoint=str(args.checkpoint), n=args.n)
 

@@ -20,6 +20,7 @@ from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.data import Digits
 from lightning_rs.noise import GaussianNoise
 from lightning_rs.runtime import Runtime
+from tests.test_report import from_votes, save
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,7 @@ def test_replayed_stages_are_what_the_budget_would_have_drawn(checkpoint: Path) 
     session = Certifier(n0=50, n=2000, alpha=0.01).session(network, noise, (1, 8, 8))
     some = images.first(6)
     selection, budget = samples.select(session, some), StagedSamples(0.02)
-    replay: Any = samples.Replay(session, some.indices, samples.draw_stages(session, some, budget))
+    replay: Any = samples.Replay(some.indices, samples.draw_stages(session, some, budget))
     group = Group(some.images, some.indices, some.labels)
     real = budget.run(session.task, group, selection)
     again = budget.run(samples.replace(session.task, sampler=replay), group, selection)
@@ -126,6 +127,24 @@ def test_replayed_stages_are_what_the_budget_would_have_drawn(checkpoint: Path) 
     assert (real.counts == again.counts).all()
     assert samples.average_radius(real, some.labels) == samples.average_radius(again, some.labels)
     assert isinstance(session.certifier.budget, FixedSamples)
+
+
+def test_stages_of_finished_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    votes = [[0, 990, 10], [300, 700, 0], [480, 520, 0], [0, 1000, 0]]
+    path = save(tmp_path / "run.jsonl", [from_votes(i, 1, v, 0.001) for i, v in enumerate(votes)])
+    found = samples.main(["--records", str(path)])
+    fixed, *staged = found["staged"]
+    expected = np.mean([from_votes(0, 1, v, 0.001).radius for v in votes])
+    assert fixed["ACR"] == pytest.approx(expected, rel=1e-9)
+    assert fixed["sigma"] == 0.25
+    assert staged[0]["ACR"] <= fixed["ACR"]
+    assert staged[-1]["mean samples"] < 1000
+    task, group, _, parts = samples.recorded(path)
+    assert sum(parts).tolist() == votes  # nothing is drawn anew
+    assert (task.n, group.labels) == (1000, [1] * 4)
+    with pytest.raises(ValueError, match="must hold labelled records of GaussianL2 with all counts of a fixed n"):
+        samples.recorded(save(tmp_path / "none.jsonl", [from_votes(0, 1, [0, 9, 0], 0.001, mode="staged", n=10)]))
+    assert "Staged Clopper-Pearson" in capsys.readouterr().out
 
 
 def test_average_radius_counts_only_correct_images(checkpoint: Path) -> None:
