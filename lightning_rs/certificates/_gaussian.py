@@ -75,12 +75,14 @@ def worst_interval(mass: FloatArray, tail: FloatArray, slope: FloatArray) -> tup
     with np.errstate(divide="ignore"):
         start = ndtr(-np.sqrt(-2 * np.log(0.5 * SQRT_2PI * gap)))
     a = np.minimum(start, 0.5 * tail)
+    moving = a > 0  # what has converged is left alone: no bit of a result depends on its companions
     for _ in range(60):
         z_lo, z_hi = _ends(a, mass, tail)
-        excess = np.where(a > 0, density(z_hi) - density(z_lo) - slope, 0.0)
+        excess = np.where(moving, density(z_hi) - density(z_lo) - slope, 0.0)
         step = np.maximum(excess, 0.0) / (z_hi - z_lo)
         a = np.minimum(a + step, 0.5 * tail)
-        if (step <= 4 * EPS * a).all():
+        moving = moving & (step > 4 * EPS * a)
+        if not moving.any():
             break
     return _ends(a, mass, tail)
 
@@ -105,6 +107,7 @@ def largest_radius(terms: Sequence[Term], level: float, lower: FloatArray, upper
     """
     low, high = np.copy(lower), np.copy(upper)
     r = 0.5 * (low + high)
+    moving = np.ones(np.shape(r), dtype=bool)
     for _ in range(100):
         excess = tail_value(terms, r) - level
         slope = sum(t.weight * t.direction * density(t.offset + t.direction * r) for t in terms)
@@ -113,9 +116,10 @@ def largest_radius(terms: Sequence[Term], level: float, lower: FloatArray, upper
         with np.errstate(divide="ignore", invalid="ignore"):
             newton = r - excess / slope
         inside = (newton > low) & (newton < high)
-        step = np.where(inside, newton, 0.5 * (low + high)) - r
+        step = np.where(moving, np.where(inside, newton, 0.5 * (low + high)) - r, 0.0)
         r = r + step
-        if (np.abs(step) <= 2 * EPS * (1 + r)).all():
+        moving = moving & (np.abs(step) > 2 * EPS * (1 + r))
+        if not moving.any():
             break
     return np.maximum(_step_down(terms, level, r), lower)
 

@@ -34,14 +34,19 @@ class GradientMeans:
 
     def l2(self, alpha: float, mask: NDArray[np.bool_] | None = None) -> Interval:
         """Bounds of the norm of the scaled gradient on some coordinates; each fails with probability <= alpha."""
-        columns = slice(None) if mask is None else mask
-        return l2_bounds(self.first[:, columns], self.second[:, columns], self.sizes, alpha)
+        first, second = (half if mask is None else columns(half, mask) for half in (self.first, self.second))
+        return l2_bounds(first, second, self.sizes, alpha)
+
+
+def columns(values: FloatArray, mask: NDArray[np.bool_]) -> FloatArray:
+    """Return some columns, each row in one piece: a mask alone gives a layout, hence sums, that depend on the rows."""
+    return np.ascontiguousarray(values[:, mask])
 
 
 def l2_bounds(first: FloatArray, second: FloatArray, sizes: tuple[int, int], alpha: float) -> Interval:
-    """Return the bounds of :func:`scaled_gradient_l2_interval` from means of shape (B, k)."""
-    product = np.einsum("bk,bk->b", first, second)
-    return scaled_gradient_l2_interval(product, np.linalg.norm(second, axis=1), *sizes, alpha)
+    """Return the bounds of :func:`scaled_gradient_l2_interval` from means of shape (B, k), in C order."""
+    product = (first * second).sum(axis=1)
+    return scaled_gradient_l2_interval(product, np.sqrt((second * second).sum(axis=1)), *sizes, alpha)
 
 
 def top_tail(evidence: Mapping[type[Evidence], Evidence], setting: Setting, share: float) -> FloatArray:

@@ -224,17 +224,19 @@ def crossings(
         meets = np.where(positive, level + slope * bottom > slope / r, level > np.exp(r * left - 0.5 * r * r))
         x1 = np.where(meets & positive, np.minimum(-level / slope, bottom), left)
         x2 = np.where(meets, np.where(positive, bottom, left), bottom)
+        moving = meets
         for _ in range(60):
             likelihood = np.exp(r * x1 - 0.5 * r * r)
             step1 = (likelihood - level - b * x1) / (b - r * likelihood)
             line = level + b * x2
             step2 = (np.log(line) - r * x2 + 0.5 * r * r) / (r - b / line)
-            moves1 = meets & positive & np.isfinite(step1)
-            moves2 = meets & np.isfinite(step2)
+            moves1 = moving & positive & np.isfinite(step1)
+            moves2 = moving & np.isfinite(step2)
             x1 = np.where(moves1, np.minimum(x1 + step1, bottom), x1)
             x2 = np.where(moves2, np.maximum(x2 + step2, bottom), x2)
             steps = np.where(moves1, np.abs(step1), 0.0) + np.where(moves2, np.abs(step2), 0.0)
-            if (steps <= 1e-13 * (1 + np.abs(x2))).all():
+            moving = moving & (steps > 1e-13 * (1 + np.abs(x2)))
+            if not moving.any():
                 break
     x1 = np.clip(np.where(meets, x1, bottom), left, right)
     return x1, np.clip(np.where(meets, x2, bottom), x1, right)

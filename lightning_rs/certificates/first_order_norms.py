@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.certificates._gaussian import profile
-from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
+from lightning_rs.certificates._gradient_evidence import GradientMeans, columns, gradient_notes, top_tail
 from lightning_rs.certificates._regions import check_region, qualified, region_mask
 from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
 from lightning_rs.certificates.first_order import first_order_l1_radius, first_order_linf_radius
@@ -117,6 +117,6 @@ class FirstOrderLinf(Certificate):
     def _l1_upper(self, means: GradientMeans, mask: NDArray[np.bool_], setting: Setting) -> FloatArray:
         size = int(mask.sum())
         deviation = scaled_gradient_l1_deviation(setting.n, size, setting.alpha * self.alpha_split["l1_upper"])
-        direct = np.abs(means.mean[:, mask]).sum(axis=1) + deviation
+        direct = np.abs(columns(means.mean, mask)).sum(axis=1) + deviation
         through_l2 = np.sqrt(size) * means.l2(setting.alpha * self.alpha_split["l2_upper"], mask).upper
         return np.minimum(direct, through_l2)

@@ -112,10 +112,15 @@ class FirstOrderSubspaceL2(SubspaceCertificate):
         """Project onto the span, and subtract the projection."""
         if self._rows.shape[1] != setting.dim:
             raise ValueError(f"basis must have rows of length {setting.dim}, got {self._rows.shape[1]} in {self.basis}")
-        first, second = means.first @ self._rows.T, means.second @ self._rows.T
+        first, second = _each_times(means.first, self._rows.T), _each_times(means.second, self._rows.T)
         inside = l2_bounds(first, second, means.sizes, alpha_inside)
-        rest_first, rest_second = means.first - first @ self._rows, means.second - second @ self._rows
-        return inside, l2_bounds(rest_first, rest_second, means.sizes, alpha_outside)
+        rest = (means.first - _each_times(first, self._rows), means.second - _each_times(second, self._rows))
+        return inside, l2_bounds(*rest, means.sizes, alpha_outside)
+
+
+def _each_times(rows: FloatArray, matrix: FloatArray) -> FloatArray:
+    # Not rows @ matrix: the bits of that product depend on how many rows there are.
+    return np.stack([row @ matrix for row in rows])
 
 
 def _orthonormal(path: str) -> FloatArray:

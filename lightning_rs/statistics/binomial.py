@@ -108,13 +108,15 @@ def randomized_clopper_pearson_tail(count: ArrayLike, n: ArrayLike, alpha: Array
     low = np.where(hits == trials, 0.0, clopper_pearson_tail_upper(np.minimum(hits + 1, trials), trials, level))
     low = low * (1 - 2 * _SLACK)
     some, misses = np.maximum(hits, 1), np.maximum(trials - hits, 1)
+    moving = np.ones(np.shape(high), dtype=bool)  # what has converged is left alone, whatever its companions do
     for _ in range(60):
         middle = 0.5 * (low + high)
         at_least = np.where(hits == 0, 1.0, betaincc(trials - some + 1, some, middle))
         more = np.where(hits == trials, 0.0, betaincc(misses, hits + 1, middle))
         rejected = (1 - draw) * more + draw * at_least <= goal
-        low, high = np.where(rejected, low, middle), np.where(rejected, middle, high)
-        if (high - low <= 1e-14 * high).all():
+        low, high = np.where(moving & ~rejected, middle, low), np.where(moving & rejected, middle, high)
+        moving = moving & (high - low > 1e-14 * high)
+        if not moving.any():
             break
     return np.where((hits == trials) & (draw <= goal), 0.0, high)[()]
 

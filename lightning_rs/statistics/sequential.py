@@ -186,11 +186,13 @@ def anytime_tail_upper(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> Floa
     hits, size, level, low = np.broadcast_arrays(as_count("count", count), as_count("n", n), check_alpha(alpha), fixed)
     high = np.ones(low.shape)
     goal = -np.log(level)
+    moving = np.ones(low.shape, dtype=bool)  # what has converged is left alone, whatever its companions do
     for _ in range(100):
         middle = np.minimum(np.sqrt(low * high), np.nextafter(1.0, 0.0))
         excluded = log_wealth_above(hits, size, middle) >= goal
-        low, high = np.where(excluded, low, middle), np.where(excluded, middle, high)
-        if (high <= low * (1 + 1e-14)).all():
+        low, high = np.where(moving & ~excluded, middle, low), np.where(moving & excluded, middle, high)
+        moving = moving & (high > low * (1 + 1e-14))
+        if not moving.any():
             break
     return high[()]
 
