@@ -71,6 +71,7 @@ class Plan:
         device: where the samples are.
         order: permutation with ``layout = chw.flatten()[order]``, shape (d,), or None if it is the identity.
         tolerance: logit margin within which a label may depend on floating-point companions; 0 if it cannot.
+        runner_up: second class of each image, chosen on other samples, shape (B,), or None if nobody asks for it.
     """
 
     images: int
@@ -81,6 +82,7 @@ class Plan:
     device: torch.device
     order: Tensor | None = None
     tolerance: float = 0.0
+    runner_up: Tensor | None = None
 
 
 class Evidence(ABC):
@@ -262,7 +264,11 @@ class GradientSums(Evidence):
         if min(sizes) < 1:
             raise ValueError(f"n must leave samples for both halves of {cls.__name__}, got {plan.n}")
         sums = torch.zeros(plan.images, 2, plan.dim, dtype=torch.float64, device=plan.device)
-        return cls(sums, plan.top.to(plan.device), first, sizes, plan.order)
+        return cls(sums, cls._classes(plan).to(plan.device), first, sizes, plan.order)
+
+    @classmethod
+    def _classes(cls, plan: Plan) -> Tensor:
+        return plan.top
 
     @classmethod
     def _first_half(cls, n: int) -> int:
@@ -298,6 +304,16 @@ class GradientSums(Evidence):
             sums = torch.empty_like(sums).index_copy_(2, self._order.to(sums.device), sums)
         halves = sums.cpu().numpy() / sigma
         return halves[:, 0] / self.sizes[0], halves[:, 1] / self.sizes[1]
+
+
+class RunnerUpGradientSums(GradientSums):
+    """The same for f = 1{label = runner-up}, the second class of the selection samples."""
+
+    @classmethod
+    def _classes(cls, plan: Plan) -> Tensor:
+        if plan.runner_up is None:
+            raise ValueError(f"runner_up must be given for {cls.__name__}, got None")
+        return plan.runner_up
 
 
 class PairGradientSums(GradientSums):

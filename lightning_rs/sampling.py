@@ -156,6 +156,7 @@ class Sampler:
         top: Tensor | None = None,
         part: int | Sequence[int] = 0,
         outcomes: Sequence[range] | None = None,
+        runner_up: Tensor | None = None,
     ) -> dict[type[Evidence], Evidence]:
         """Evaluate ``n`` noisy copies of every image and return the evidence by type.
 
@@ -170,6 +171,7 @@ class Sampler:
             part: number of this draw if one purpose draws an image's samples in several parts, one for all images or
                 one for each.
             outcomes: enumerated noise only: the consecutive outcomes of each image that are evaluated; None: all.
+            runner_up: second class of each image chosen on other samples, (B,); needed by its own gradient evidence.
 
         Raises:
             ValueError: for n < 1, for evidence of different schemes, for a scheme the noise cannot give, for different
@@ -189,6 +191,7 @@ class Sampler:
             device=self.prepared.device,
             order=self.prepared.order,
             tolerance=self.tolerance,
+            runner_up=runner_up,
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose)

@@ -40,6 +40,7 @@ from lightning_rs.certificates.norm_power_l2 import NormPowerL2, NormPowerLinf, 
 from lightning_rs.certificates.norm_power_linf import MixedNormLinf, PureLinf
 from lightning_rs.certificates.renyi import RenyiL2
 from lightning_rs.certificates.second_order import SecondOrderL2
+from lightning_rs.certificates.second_order_two_class import SecondOrderTwoClassL2
 from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1
 from lightning_rs.certificates.subspace import ChannelL2, FirstOrderSubspaceL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLinf, UniformTwoClassL1
@@ -51,6 +52,7 @@ from lightning_rs.evidence import (
     PairGradientSums,
     PairProducts,
     PairVotes,
+    RunnerUpGradientSums,
     Votes,
 )
 from lightning_rs.noise.base import Noise
@@ -104,6 +106,7 @@ EXAMPLES: dict[type[Certificate], list[Example]] = {
     LecuyerL2: [Example(LecuyerL2, GAUSSIAN), Example(lambda: LecuyerL2("bonferroni"), GAUSSIAN)],
     RenyiL2: [Example(RenyiL2, GAUSSIAN), Example(lambda: RenyiL2("grouped"), GAUSSIAN)],
     SecondOrderL2: [Example(SecondOrderL2, GAUSSIAN), Example(lambda: SecondOrderL2("levine"), GAUSSIAN)],
+    SecondOrderTwoClassL2: [Example(SecondOrderTwoClassL2, GAUSSIAN)],
     DipoleL2: [Example(DipoleL2, GAUSSIAN)],
     DipoleGradientL2: [Example(DipoleGradientL2, GAUSSIAN)],
     FirstOrderL1: [
@@ -175,7 +178,7 @@ def evidence(hits: NDArray[np.int64], n: int = N, slope: float = 0.0) -> dict[ty
         PairVotes: PairVotes.of(both, one),
         PairProducts: PairProducts(torch.zeros(len(hits), dtype=torch.float64), top, n // 2),
     }
-    for kind, count in ((GradientSums, n), (PairGradientSums, n // 2)):
+    for kind, count in ((GradientSums, n), (RunnerUpGradientSums, n), (PairGradientSums, n // 2)):
         sizes = (count // 2, count - count // 2)
         sums = torch.zeros(len(hits), 2, DIM, dtype=torch.float64)
         sums[:, :, 0] = slope * GAUSSIAN.sigma * torch.tensor(sizes)

@@ -52,6 +52,7 @@ from lightning_rs.certificates.lecuyer import LecuyerL2
 from lightning_rs.certificates.norm_power_l2 import NormPowerL2
 from lightning_rs.certificates.renyi import RenyiL2
 from lightning_rs.certificates.second_order import SecondOrderL2, second_order_l2_radius
+from lightning_rs.certificates.second_order_two_class import SecondOrderTwoClassL2
 from lightning_rs.certificates.splitting import SplittingL1
 from lightning_rs.certificates.subspace import ChannelL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLinf
@@ -317,6 +318,9 @@ VALID: dict[str, tuple[Known, Certificate, int, int]] = {
     "second order, symmetric slab": (slab(-1.3, 1.3), SecondOrderL2(), 2000, 250),
     "second order, slab": (slab(-2.0, 1.0), SecondOrderL2(), 2000, 250),
     "second order, slab, Levine": (slab(-2.0, 1.0), SecondOrderL2("levine"), 2000, 200),
+    "second order, two classes": (three_classes(0.5, 0.42), SecondOrderTwoClassL2(), 400, 400),
+    "second order, two equal classes": (three_classes(0.45, 0.45), SecondOrderTwoClassL2(), 400, 400),
+    "second order of two classes, half space": (GAUSSIAN, SecondOrderTwoClassL2(), 400, 400),
     "dipole, half space": (GAUSSIAN, DipoleL2(), 100, 800),
     "dipole and gradient, half space": (GAUSSIAN, DipoleGradientL2(), 1000, 300),
     "first order l1": (loose(half_space([1.0, 2.0, 3.0, 4.0], norm=1)), FirstOrderL1(), 1000, 150),

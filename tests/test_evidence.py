@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from lightning_rs.evidence import (
     PairProducts,
     PairVotes,
     Plan,
+    RunnerUpGradientSums,
     Segment,
     Votes,
 )
@@ -217,6 +219,19 @@ def test_too_few_samples_are_refused(kind: type[Evidence], n: int, message: str)
         kind.empty(Samples(n).plan())
 
 
+def test_the_runner_up_has_gradient_sums_of_its_own() -> None:
+    samples, others = Samples(13), torch.tensor([0, 2, 1])
+    swapped = replace(samples.plan(), top=others)
+    plan = replace(samples.plan(), runner_up=others)
+    own, expected = RunnerUpGradientSums.empty(plan), GradientSums.empty(swapped)
+    for seen in samples.micro_batches(5):
+        own.update(seen)
+        expected.update(seen)
+    assert np.array_equal(own.means(0.5), expected.means(0.5))
+    with pytest.raises(ValueError, match="runner_up must be given for RunnerUpGradientSums, got None"):
+        RunnerUpGradientSums.empty(samples.plan())
+
+
 @pytest.mark.parametrize("kind", [Votes, EnumeratedVotes, PairVotes, GradientSums, PairGradientSums, PairProducts])
 def test_the_evidence_of_one_image(kind: type[Evidence]) -> None:
     def numbers(found: Evidence) -> list[NDArray[Any]]:
@@ -245,7 +260,7 @@ def test_the_evidence_of_one_image(kind: type[Evidence]) -> None:
 
 def test_declarations() -> None:
     assert not any(kind.needs_fixed_n for kind in (Votes, EnumeratedVotes, PairVotes))
-    assert all(kind.needs_fixed_n for kind in (GradientSums, PairGradientSums, PairProducts))
-    assert {kind.scheme for kind in (Votes, GradientSums, PairProducts)} == {"iid"}
+    assert all(kind.needs_fixed_n for kind in (GradientSums, RunnerUpGradientSums, PairGradientSums, PairProducts))
+    assert {kind.scheme for kind in (Votes, GradientSums, RunnerUpGradientSums, PairProducts)} == {"iid"}
     assert PairVotes.scheme == PairGradientSums.scheme == "antithetic"
     assert EnumeratedVotes.scheme == "enumerated"

@@ -135,10 +135,10 @@ class FixedSamples(Budget):
             alone = [self.run(task, group.take([row]), selection.image(row)) for row in range(len(group.images))]
             return _joined_outcomes(alone)
         evidence: dict[type[Evidence], Evidence] = {}
-        top = torch.from_numpy(selection.top)
+        top, runner_up = torch.from_numpy(selection.top), torch.from_numpy(selection.runner_up)
         for part, kinds in enumerate(schemes.values()):
             evidence |= task.sampler.collect(
-                group.images, group.indices, task.purpose, task.n, kinds, top=top, part=part
+                group.images, group.indices, task.purpose, task.n, kinds, top=top, part=part, runner_up=runner_up
             )
         n = task.noise.size if isinstance(task.noise, EnumeratedNoise) else task.n
         setting = task.setting(selection, n=n)

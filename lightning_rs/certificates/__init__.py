@@ -19,6 +19,7 @@ from lightning_rs.certificates.norm_power_l2 import NormPowerL2, NormPowerLinf, 
 from lightning_rs.certificates.norm_power_linf import MixedNormLinf, PureLinf
 from lightning_rs.certificates.renyi import RenyiL2
 from lightning_rs.certificates.second_order import SecondOrderL2
+from lightning_rs.certificates.second_order_two_class import SecondOrderTwoClassL2
 from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1
 from lightning_rs.certificates.subspace import ChannelL2, FirstOrderSubspaceL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLinf, UniformTwoClassL1
@@ -48,6 +49,7 @@ __all__ = [
     "Radii",
     "RenyiL2",
     "SecondOrderL2",
+    "SecondOrderTwoClassL2",
     "Setting",
     "SplittingL1",
     "TopVoteCertificate",

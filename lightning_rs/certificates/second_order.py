@@ -20,6 +20,7 @@ from lightning_rs.certificates._gaussian import (
     worst_interval,
 )
 from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
+from lightning_rs.certificates._regions import qualified
 from lightning_rs.certificates._rounding import round_down
 from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
 from lightning_rs.checks import FloatArray, check_choice, check_nonnegative, check_positive, check_probability
@@ -159,6 +160,11 @@ class SecondOrderL2(Certificate):
     def __init__(self, estimator: Literal["local", "levine"] = "local") -> None:
         check_choice("estimator", estimator, ("local", "levine"))
         self.estimator = estimator
+
+    @property
+    def name(self) -> str:
+        """The class, and the estimator if it is not the default: both can be listed in one run."""
+        return qualified(type(self).__name__, None if self.estimator == "local" else self.estimator)
 
     @property
     def evidence(self) -> tuple[type[Evidence], ...]:  # type: ignore[override]

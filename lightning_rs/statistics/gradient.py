@@ -26,6 +26,13 @@ ALPHA_SHARES: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
         "second_order": {"p_lower": 0.9, "gradient_upper": 0.1},
         "second_order_levine": {"p_lower": 0.5, "gradient_upper": 0.5},
+        "second_order_two_class": {
+            "p_lower": 0.4,
+            "gradient_upper": 0.05,
+            "runner_up_upper": 0.4,
+            "runner_up_gradient_upper": 0.05,
+            "others_upper": 0.1,
+        },
         "dipole": {"symmetric_lower": 0.5, "asymmetric_lower": 0.5},
         "dipole_gradient": {"symmetric_lower": 0.4, "asymmetric_lower": 0.4, "gradient_upper": 0.2},
         "first_order_l1": {"p_lower": 0.8, "linf_upper": 0.1, "l2_lower": 0.1},
