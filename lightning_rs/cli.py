@@ -1,4 +1,4 @@
-"""The command line: LightningCLI with a certify stage; report, merge, import and export before it."""
+"""The command line: LightningCLI with a certify stage; report, merge, import, export and study before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -25,11 +25,33 @@ from lightning_rs.defaults import DEFAULTS, LINKED, checkpoint_defaults, name_ce
 from lightning_rs.records import Certification
 from lightning_rs.trainer import Trainer, check_checkpoint
 
+_STUDY = "Run an experiment on laws and bounds, and write its tables and figures into a folder."
+
+
+def study_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m lightning_rs study`` and return its exit code."""
+    from lightning_rs.studies import Study, empty_folder
+
+    parser = ArgumentParser(prog="lightning_rs study", description=_STUDY, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML with the study, see configs/study")
+    parser.add_subclass_arguments(Study, "study", required=True)
+    parser.add_argument("--out", type=str, required=True, help="a new or empty folder for the results")
+    config = parser.parse_args(argv)
+    folder = empty_folder(config.out)
+    result = parser.instantiate(config).study.run(lambda line: print(line, file=sys.stderr))
+    files = result.write(folder)
+    settings = folder / "study.yaml"
+    settings.write_text(parser.dump(Namespace(study=config.study), skip_validation=True))
+    print("\n".join([str(result), *(f"wrote {file}" for file in [*files, settings])]))
+    return 0
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report_main,
     "merge": merge_main,
     "import": import_main,
     "export": export_main,
+    "study": study_main,
 }
 # Stages whose model and data a checkpoint may name.
 _FROM_CHECKPOINT = ("certify", "predict", "test", "validate")
@@ -79,7 +101,7 @@ class SmoothingCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_kwargs={
                 "prog": "lightning_rs",
-                "description": "Train image classifiers under noise and certify them. On record files: "
+                "description": "Train image classifiers under noise and certify them. Without a model: "
                 f"{', '.join(COMMANDS)} (each with --help).",
             },
             args=args,

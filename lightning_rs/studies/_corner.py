@@ -1,0 +1,57 @@
+"""Discrepancies at the corner of an l-infinity ball, for the laws that have no quadrature: from draws shared by all."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lightning_rs.certificates._linf_statistics import CornerFamily, CornerStatistics, sign_patterns
+from lightning_rs.checks import FloatArray
+
+PATTERNS = 8
+
+
+class CornerSample:
+    """Draws of one law at sigma = 1; every radius and scale reads the same draws, so that curves are smooth.
+
+    Args:
+        law: the law.
+        draws: number of independent draws, each under 8 sign patterns.
+        seed: seed of the draws.
+    """
+
+    def __init__(self, law: CornerFamily, draws: int, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        signs = sign_patterns(law.dim, PATTERNS, generator)
+        chunk = max(1, min(draws, 4_000_000 // law.dim))
+        sizes = [chunk] * (draws // chunk) + [draws % chunk] * (draws % chunk > 0)
+        parts = [law.draw(size, signs, generator) for size in sizes]
+        self.law = law
+        self.seen = CornerStatistics(
+            *(torch.cat([getattr(p, name) for p in parts]) for name in CornerStatistics.__dataclass_fields__)
+        )
+
+    def discrepancy(self, lam: float, r: float) -> tuple[float, float]:
+        """Return ``D(lam pi_0 || pi_delta)`` at delta = (r, ..., r), in units of sigma, and its standard error."""
+        ratio = torch.exp(torch.clamp_max(self.law.log_ratio(self.seen, r), 50.0))
+        value = torch.clamp_min(lam - ratio, 0.0).mean(1)
+        return float(value.mean()), float(value.std()) / len(value) ** 0.5
+
+    def tail_needed(self, r: float) -> float:
+        """Return about 1 - p*(r): the tail below which a probability stays above one half in the whole ball."""
+        ratio = self.law.log_ratio(self.seen, r)
+        m = ratio.median()
+        weight = torch.exp(torch.clamp_max(ratio - m, 0.0)).mean()
+        return max(0.0, float(torch.exp(m) * (weight - 0.5)))
+
+
+def radius_of_tails(sample: CornerSample, tails: FloatArray, r: FloatArray) -> FloatArray:
+    """Return about the radius that each tail 1 - p certifies, by interpolation between the increasing radii ``r``.
+
+    Point estimates, for pictures; a certificate uses a bound.
+    """
+    needed = np.maximum.accumulate([sample.tail_needed(float(x)) for x in r[::-1]])[::-1]
+    distinct = np.concatenate([[True], np.diff(needed) < 0]) & (needed > 0)
+    # 1 - p* falls from one half at r = 0.
+    known, radii = np.concatenate([[0.5], needed[distinct]]), np.concatenate([[0.0], r[distinct]])
+    return np.interp(-np.log(tails), -np.log(known), radii, left=0.0)
