@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
-from benchmarks import common, samples, scaling, splitting, throughput
+from benchmarks import common, l1_cost, one_pass, samples, scaling, splitting, throughput
 from lightning_rs.budgets import FixedSamples, Group, StagedSamples
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
@@ -74,6 +74,14 @@ def test_splitting(tmp_path: Path) -> None:
     assert all(len(row[name]) == 2 and min(row[name]) > 0 for row in rows for name in ("forward", "gaussian", "dssn"))
 
 
+def test_l1_cost(tmp_path: Path) -> None:
+    out = tmp_path / "l1_cost.json"
+    l1_cost.main(["--quick", "--device", "cpu", "--precision", "32-true", "--out", str(out)])
+    rows = written(out)["l1_cost"]
+    assert [(row["noise"], row["samples"]) for row in rows] == [("uniform", 600), ("SSN", 600), ("DSSN 0.25", 220)]
+    assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows)
+
+
 def test_whole_enumerations_are_timed() -> None:
     image = splitting.gray_image((1, 8, 8))
     law = splitting.DeterministicSplittingNoise(sigma=0.25, shape=(1, 8, 8))
@@ -81,6 +89,26 @@ def test_whole_enumerations_are_timed() -> None:
     network = throughput.network_of("digits_cnn", (1, 8, 8))
     sampler = splitting.Sampler(Runtime(micro_batch=32).prepare(network, (1, 8, 8)), law, "benchmark", 0)
     assert [splitting.enumeration(sampler, image)(samples) for samples in (1, 220, 221)] == [220, 220, 440]
+
+
+def test_one_pass(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "one_pass.json"
+    one_pass.main(["--quick", "--device", "cpu", "--threads", "1", "--out", str(out)])
+    (row,) = written(out)["one_pass"]
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in row["rates"].values())
+    assert set(row["rates"]) == {"votes", "five"}
+    assert "| cost of five" in capsys.readouterr().out
+    names = [certificate.name for certificate in one_pass.certificates((3, 8, 8))["five"]]
+    assert names == ["GaussianL2", "SecondOrderL2", "FirstOrderL1", "FirstOrderLinf", "ChannelL2:red"]
+
+
+def test_one_pass_takes_the_samples_it_is_told_to_take() -> None:
+    shape = (1, 8, 8)
+    five = one_pass.certificates(shape)["five"]
+    certifier = Certifier(five, n0=10, n=10, runtime=Runtime(micro_batch=16, threads=1))
+    session = certifier.session(throughput.network_of("digits_cnn", shape), GaussianNoise(0.5), shape)
+    assert [one_pass.one_image(session, torch.rand(1, *shape))(samples) for samples in (20, 33)] == [20, 34]
+    assert one_pass.solving(five, (3, 4, 4), 2) > 0
 
 
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:
