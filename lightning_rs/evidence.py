@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self, final
 
@@ -94,12 +95,13 @@ class Evidence(ABC):
     per_image: ClassVar[tuple[str, ...]] = ()  # names of the tensors that have one row an image
 
     @final
-    def image(self, row: int) -> Self:
-        """Return the evidence of one image of the batch."""
-        one = copy.copy(self)
-        for name in self.per_image:
-            setattr(one, name, getattr(self, name)[row : row + 1])
-        return one
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """Return the evidence of one batch from that of its parts, image after image; the same n in all of them."""
+        whole = copy.copy(parts[0])
+        for name in cls.per_image:
+            setattr(whole, name, torch.cat([getattr(part, name) for part in parts]))
+        return whole
 
     @classmethod
     @abstractmethod

@@ -365,12 +365,41 @@ def test_a_smaller_alpha_never_means_a_larger_radius(certificate: Certificate, n
         assert strict[-1] < loose[-1]
 
 
+IMAGES = 16
+RNG = np.random.default_rng(5)
+#: Everything from abstention to all votes for the class, next to each other.
+HITS = np.concatenate([[N, N - 1, N // 2, N // 2 + 3, 0], RNG.integers(N // 2 + 20, N, IMAGES - 5)])
+MEANS = 0.02 * RNG.normal(size=(IMAGES, 2, DIM)) + np.geomspace(0.001, 0.1, IMAGES)[:, None, None]
+GROUPS = (np.arange(IMAGES), RNG.permutation(IMAGES), RNG.permutation(IMAGES)[:5], RNG.permutation(IMAGES)[:2])
+
+
+def evidence_of(rows: NDArray[np.int64]) -> dict[type[Evidence], Evidence]:
+    """Return what some of those images would leave."""
+    found = evidence(HITS[rows])
+    top = torch.ones(len(rows), dtype=torch.int64)
+    for kind, n in ((GradientSums, N), (RunnerUpGradientSums, N), (PairGradientSums, N // 2)):
+        sizes = (n // 2, n - n // 2)
+        sums = torch.from_numpy(MEANS[rows]) * GAUSSIAN.sigma * torch.tensor(sizes)[None, :, None]
+        found[kind] = kind(sums, top, sizes[0], sizes, None)
+    products = torch.from_numpy(MEANS[rows].prod(axis=1).sum(axis=1)) * (GAUSSIAN.sigma**2 * N // 2)
+    found[PairProducts] = PairProducts(products, top, N // 2)
+    return found
+
+
+def bit_equal(group: Radii, row: int, alone: Radii) -> bool:
+    """Return whether a row of a group equals the result for that image alone, to the last bit."""
+    pairs = [(group.radius[row], alone.radius[0]), (group.prediction[row], alone.prediction[0])]
+    pairs += [(group.bounds[name][row], alone.bounds[name][0]) for name in alone.bounds]
+    return all(a == b for a, b in pairs) and group.notes.get(row) == alone.notes.get(0)
+
+
 @every
-def test_images_of_a_batch_do_not_affect_each_other(certificate: Certificate, noise: Noise) -> None:
-    hits = np.array([N, 300, 10])
-    together = radii(certificate, noise, hits).radius
-    alone = [radii(certificate, noise, hits[i : i + 1]).radius[0] for i in range(len(hits))]
-    assert together == pytest.approx(alone, rel=1e-12, abs=0)
+def test_radii_are_bit_equal_alone_and_in_any_group(certificate: Certificate, noise: Noise) -> None:
+    alone = [certificate.certify(evidence_of(np.array([row])), setting(noise, 1, alpha=0.01)) for row in range(IMAGES)]
+    assert len({float(radii.radius[0]) for radii in alone}) > 5
+    for rows in GROUPS:
+        together = certificate.certify(evidence_of(rows), setting(noise, len(rows), alpha=0.01))
+        assert [int(row) for place, row in enumerate(rows) if not bit_equal(together, place, alone[row])] == []
 
 
 @every

@@ -233,7 +233,7 @@ def test_the_runner_up_has_gradient_sums_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("kind", [Votes, EnumeratedVotes, PairVotes, GradientSums, PairGradientSums, PairProducts])
-def test_the_evidence_of_one_image(kind: type[Evidence]) -> None:
+def test_evidence_of_several_batches_is_joined(kind: type[Evidence]) -> None:
     def numbers(found: Evidence) -> list[NDArray[Any]]:
         if isinstance(found, EnumeratedVotes):
             return [found.counts, found.doubtful]
@@ -246,16 +246,18 @@ def test_the_evidence_of_one_image(kind: type[Evidence]) -> None:
         assert isinstance(found, PairProducts)
         return [found.mean]
 
-    samples = Samples(40, antithetic=kind.scheme == "antithetic")
-    whole = kind.empty(samples.plan(order=torch.tensor([2, 0, 3, 1]), tolerance=0.3))
-    samples.show(whole, 16)
-    before = [values.copy() for values in numbers(whole)]
-    for row in range(3):
-        one = whole.image(row)
-        assert type(one) is kind
-        for all_images, own in zip(before, numbers(one), strict=True):
-            assert np.array_equal(all_images[row : row + 1], own)
-    assert all(np.array_equal(a, b) for a, b in zip(before, numbers(whole), strict=True))
+    parts = []
+    for seed in (3, 1, 2):
+        samples = Samples(40, antithetic=kind.scheme == "antithetic", seed=seed)
+        parts.append(kind.empty(samples.plan(order=torch.tensor([2, 0, 3, 1]), tolerance=0.3)))
+        samples.show(parts[-1], 16)
+    alone = [[values.copy() for values in numbers(part)] for part in parts]
+    whole = kind.joined(parts)
+    assert type(whole) is kind
+    for values, own in zip(numbers(whole), zip(*alone, strict=True), strict=True):
+        assert np.array_equal(values, np.concatenate(own))
+    for part, own in zip(parts, alone, strict=True):
+        assert all(np.array_equal(now, before) for now, before in zip(numbers(part), own, strict=True))
 
 
 def test_declarations() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate
+from lightning_rs.certificates.base import Certificate, Radii, Setting
 from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
 from lightning_rs.noise.base import EnumeratedNoise, Noise
 from lightning_rs.sampling import Sampler
@@ -50,11 +50,6 @@ class Selection:
     top: IntArray
     runner_up: IntArray
     counts: IntArray | None
-
-    def image(self, row: int) -> Selection:
-        """Return the selection of one image of the group."""
-        one = slice(row, row + 1)
-        return Selection(self.top[one], self.runner_up[one], None if self.counts is None else self.counts[one])
 
 
 @dataclass(frozen=True)
@@ -129,61 +124,28 @@ class FixedSamples(Budget):
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Collect the union of the evidence in one pass for each scheme, then apply every certificate."""
-        schemes = _kinds_by_scheme(task.certificates)
-        if len(group.images) > 1 and any(kind.needs_fixed_n for kinds in schemes.values() for kind in kinds):
-            # Sums of floats depend on where micro-batches cut them: every image starts one of its own.
-            alone = [self.run(task, group.take([row]), selection.image(row)) for row in range(len(group.images))]
-            return _joined_outcomes(alone)
         evidence: dict[type[Evidence], Evidence] = {}
-        top, runner_up = torch.from_numpy(selection.top), torch.from_numpy(selection.runner_up)
-        for part, kinds in enumerate(schemes.values()):
-            evidence |= task.sampler.collect(
-                group.images, group.indices, task.purpose, task.n, kinds, top=top, part=part, runner_up=runner_up
-            )
+        for part, kinds in enumerate(_kinds_by_scheme(task.certificates).values()):
+            # Sums of floats depend on where micro-batches cut them: there every image starts one of its own.
+            apart = any(kind.needs_fixed_n for kind in kinds)
+            blocks = [slice(row, row + 1) for row in range(len(group.images))] if apart else [slice(None)]
+            found = [_collect(task, group, selection, rows, kinds, part) for rows in blocks]
+            evidence |= {kind: kind.joined([each[kind] for each in found]) for kind in kinds}
         n = task.noise.size if isinstance(task.noise, EnumeratedNoise) else task.n
         setting = task.setting(selection, n=n)
-        radii = {c.name: _radii(c, evidence, setting) for c in task.certificates}
+        radii = {c.name: c.certify(evidence, setting) for c in task.certificates}
         counts, extra = _raw_counts(evidence)
         used = np.full(len(group.images), n, dtype=np.int64)
         return Outcome(radii, counts, n, used, extra=extra)
 
 
-def _radii(certificate: Certificate, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
-    """Certify a group so that no bit of a radius depends on which images share the group.
-
-    Radii of one tail are elementwise. Other solvers iterate until all images have converged, so they get one at a
-    time; that costs nothing beside its samples.
-    """
-    images = len(setting.top)
-    if images == 1 or isinstance(certificate, TopVoteCertificate):
-        return certificate.certify(evidence, setting)
-    return _joined_radii(
-        [
-            certificate.certify(
-                {kind: found.image(row) for kind, found in evidence.items()},
-                replace(setting, top=setting.top[row : row + 1], runner_up=setting.runner_up[row : row + 1]),
-            )
-            for row in range(images)
-        ]
-    )
-
-
-def _joined_radii(rows: Sequence[Radii]) -> Radii:
-    return Radii(
-        np.concatenate([radii.prediction for radii in rows]),
-        np.concatenate([radii.radius for radii in rows]),
-        {name: np.concatenate([radii.bounds[name] for radii in rows]) for name in rows[0].bounds},
-        {row: radii.notes[0] for row, radii in enumerate(rows) if 0 in radii.notes},
-    )
-
-
-def _joined_outcomes(rows: Sequence[Outcome]) -> Outcome:
-    return Outcome(
-        {name: _joined_radii([row.radii[name] for row in rows]) for name in rows[0].radii},
-        np.concatenate([row.counts for row in rows]),
-        rows[0].planned,
-        np.concatenate([row.used for row in rows]),
-        extra={name: [value for row in rows for value in row.extra[name]] for name in rows[0].extra},
+def _collect(
+    task: Task, group: Group, selection: Selection, rows: slice, kinds: Sequence[type[Evidence]], part: int
+) -> dict[type[Evidence], Evidence]:
+    """Sample some images of the group."""
+    top, runner_up = torch.from_numpy(selection.top[rows]), torch.from_numpy(selection.runner_up[rows])
+    return task.sampler.collect(
+        group.images[rows], group.indices[rows], task.purpose, task.n, kinds, top=top, part=part, runner_up=runner_up
     )
 
 
