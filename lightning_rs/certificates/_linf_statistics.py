@@ -9,7 +9,8 @@ independent value with a much smaller variance.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -37,6 +38,11 @@ class CornerStatistics:
     largest: Tensor
     square: Tensor
 
+    @classmethod
+    def joined(cls, parts: Sequence[CornerStatistics]) -> CornerStatistics:
+        """Return the statistics of all draws of the parts."""
+        return cls(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(cls)))
+
 
 class CornerFamily(ABC):
     """One law at sigma = 1: how to draw the statistics and how L follows from them."""
@@ -50,6 +56,12 @@ class CornerFamily(ABC):
     @abstractmethod
     def log_ratio(self, seen: CornerStatistics, r: float) -> Tensor:
         """Return L at the corner r (1, ..., 1), shape (rows, B)."""
+
+    def draw_in_parts(self, rows: int, signs: Tensor, generator: torch.Generator, coordinates: int) -> CornerStatistics:
+        """Draw as ``draw`` does, never more than about ``coordinates`` numbers at a time."""
+        most = max(1, coordinates // self.dim)
+        sizes = [most] * (rows // most) + [rows % most] * (rows % most > 0)
+        return CornerStatistics.joined([self.draw(size, signs, generator) for size in sizes])
 
 
 @dataclass(frozen=True)

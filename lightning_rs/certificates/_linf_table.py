@@ -39,6 +39,7 @@ FORMAT = 1
 #: The radii span Phi^-1(p) from 0.02 to 0.25 coarsely and from there to 5.2 in steps of about 1 %.
 ROUGH_TAILS = (0.492, 0.4, 1e-7)
 COARSE, FINE = 64, 320
+AT_A_TIME = 32_000_000  # coordinates of the pilot in memory, 256 MB
 LAW_ERROR = 1e-6  # more than the total variation error of the tabulated law of ||z||_inf
 CACHE = "LIGHTNING_RS_CACHE"
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ def build_table(settings: TableSettings) -> LinfTable:
     generator = torch.Generator(settings.device).manual_seed(settings.seed)
     law = settings.law
     signs = sign_patterns(settings.dim, settings.patterns, generator)
-    pilot = law.draw(min(4000, max(1000, settings.draws // 20)), signs, generator)
+    pilot = law.draw_in_parts(min(4000, max(1000, settings.draws // 20)), signs, generator, AT_A_TIME)
     first, middle, last = (_rough_radius(law, pilot, tail) for tail in ROUGH_TAILS)
     radii = np.concatenate([np.geomspace(first, middle, COARSE, endpoint=False), np.geomspace(middle, last, FINE)])
     medians = np.array([float(law.log_ratio(pilot, r).median()) for r in radii])

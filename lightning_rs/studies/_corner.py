@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lightning_rs.certificates._linf_statistics import CornerFamily, CornerStatistics, sign_patterns
+from lightning_rs.certificates._linf_statistics import CornerFamily, sign_patterns
 from lightning_rs.checks import FloatArray
 
 PATTERNS = 8
+AT_A_TIME = 4_000_000
 
 
 class CornerSample:
@@ -23,13 +24,8 @@ class CornerSample:
     def __init__(self, law: CornerFamily, draws: int, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         signs = sign_patterns(law.dim, PATTERNS, generator)
-        chunk = max(1, min(draws, 4_000_000 // law.dim))
-        sizes = [chunk] * (draws // chunk) + [draws % chunk] * (draws % chunk > 0)
-        parts = [law.draw(size, signs, generator) for size in sizes]
         self.law = law
-        self.seen = CornerStatistics(
-            *(torch.cat([getattr(p, name) for p in parts]) for name in CornerStatistics.__dataclass_fields__)
-        )
+        self.seen = law.draw_in_parts(draws, signs, generator, AT_A_TIME)
 
     def discrepancy(self, lam: float, r: float) -> tuple[float, float]:
         """Return ``D(lam pi_0 || pi_delta)`` at delta = (r, ..., r), in units of sigma, and its standard error."""

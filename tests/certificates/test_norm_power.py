@@ -595,6 +595,23 @@ def test_table_hands_the_right_numbers_to_the_bound(monkeypatch):
         assert seen["variance"][j] == pytest.approx(weight.var(ddof=1), rel=1e-9)
 
 
+def test_draws_in_parts_are_draws(monkeypatch):
+    """The pilot of a table at d = 150,528 would otherwise take 5 GB."""
+    law, generator = MixedCorner(10, 3.0, 0.0), torch.Generator().manual_seed(0)
+    signs = sign_patterns(10, 4, generator)
+    sizes = []
+    monkeypatch.setattr(
+        MixedCorner, "draw", lambda self, rows, *a, _draw=MixedCorner.draw: sizes.append(rows) or _draw(self, rows, *a)
+    )
+    whole = law.draw_in_parts(25, signs, generator, 100)
+    assert sizes == [10, 10, 5]
+    assert whole.high.shape == whole.total.shape == (25, 4)
+    assert whole.largest.shape == (25, 1)
+    assert (whole.high.abs().amax(1) <= whole.largest[:, 0]).all()
+    assert law.draw_in_parts(3, signs, generator, 1).low.shape == (3, 4)
+    assert sizes[3:] == [1, 1, 1]
+
+
 def test_table_lookup():
     table = LinfTable(np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.25, 0.0]))
     tails = np.array([0.5, 0.4, 0.3, 0.25, 0.2, 1e-300, 0.0])
