@@ -14,9 +14,12 @@ import torch
 from lightning_rs.metrics import certified_accuracy
 from lightning_rs.plots import (
     ENVELOPE,
+    Regions,
     accuracy_steps,
     certified_accuracy_figure,
+    change_figure,
     image_grid,
+    plane_figure,
     radius_histogram,
     save_figure,
 )
@@ -162,3 +165,61 @@ def test_plots_need_no_display_and_leave_pyplot_alone() -> None:
         "assert 'matplotlib.pyplot' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PATH": "", "MPLBACKEND": "TkAgg"}, timeout=60)
+
+
+def test_changes_have_a_panel_a_certificate_and_a_column_a_run(tmp_path: Path) -> None:
+    changes = {"A": {"n = 10": [-0.5, 0.2, 3.0, 40.0], "n = 20": [0.0, -2.0]}, "B": {"n = 10": [1.0, 2.0, -1.0]}}
+    figure = change_figure(changes, "Cohen", "title")
+    first, second = figure.axes
+    assert [axes.get_title() for axes in (first, second)] == ["A", "B"]
+    assert [tick.get_text() for tick in first.get_xticklabels()] == ["n = 10", "n = 20"]
+    assert [text.get_text() for text in first.texts] == ["75% up", "0% up"]
+    assert [text.get_text() for text in second.texts] == ["67% up"]
+    assert "Cohen" in first.get_ylabel()
+    assert sorted(first.lines[0].get_ydata()) == [-0.5, 0.2, 3.0, 40.0]
+    # Nothing is cut off, and the panels share their axis.
+    low, high = first.get_ylim()
+    assert low < -2.0 < 40.0 < high
+    assert second.get_ylim() == (low, high)
+    assert save_figure(figure, tmp_path / "changes.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("changes", [{}, {"A": {}}, {"A": {"n": []}}, {"A": {"n": [float("nan")]}}])
+def test_changes_that_cannot_be_drawn(changes: dict[str, dict[str, list[float]]]) -> None:
+    with pytest.raises(ValueError, match="changes "):
+        change_figure(changes)
+
+
+def in_the_plane(index: int, old: float, new: float, label: int = 1) -> Certification:
+    fields: dict[str, Any] = {"label": label, "prediction": 1, "top": 1, "runner_up": 0, "counts": (1, 9)}
+    return certification(index, radius=old, radii={"GaussianL2": old, "Second": new}, **fields, counts0=(1, 9))
+
+
+def test_discs_show_what_the_second_certificate_adds() -> None:
+    points = np.array([[0.0, 0.0], [1.0, 2.0], [3.0, 1.0], [2.0, 2.0]])
+    discs = [in_the_plane(0, 0.5, 0.6), in_the_plane(1, 0.5, 0.49), in_the_plane(2, 0.5, 0.6, label=0)]
+    dots = [in_the_plane(3, 0.4, 0.4), in_the_plane(2, 0.5, 0.6, label=0)]
+    regions = Regions([0.0, 1.0], [0.0, 2.0], [[0, 1], [1, 1]])
+    axes = plane_figure(points, dots, discs, "Second", regions, "title").axes[0]
+    # A ring for each right point, a filled band where the second is larger; a wrong point has neither and is black.
+    shapes = [(type(patch).__name__, tuple(patch.get_center())) for patch in axes.patches]
+    assert shapes == [("Annulus", (0.0, 0.0)), ("Circle", (0.0, 0.0)), ("Circle", (1.0, 2.0))]
+    assert axes.patches[0].get_radii() == (0.6, 0.6)
+    assert axes.patches[0].get_width() == pytest.approx(0.1)
+    drawn = {tuple(float(line.get_data()[i][0]) for i in (0, 1)): line.get_color() for line in axes.lines}
+    assert set(drawn) == {tuple(point) for point in points.tolist()}
+    assert [drawn[tuple(point)] == "black" for point in points.tolist()] == [False, False, True, False]
+    assert len(axes.images) == 1
+
+
+@pytest.mark.parametrize(
+    ("points", "record", "message"),
+    [
+        ([[0.0, 0.0, 0.0]], in_the_plane(0, 0.5, 0.6), r"points must have shape \(N, 2\), got \(1, 3\)"),
+        ([[0.0, 0.0]], certification(0), "records must hold l2 radii by 'Second', got l2 by GaussianL2"),
+        ([[0.0, 0.0]], in_the_plane(1, 0.5, 0.6), "points must hold every record's index, got 1 points and 1"),
+    ],
+)
+def test_planes_that_cannot_be_drawn(points: list[list[float]], record: Certification, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plane_figure(points, [record], [], "Second")

@@ -19,6 +19,7 @@ from lightning_rs.commands import export_main, import_main, merge_main, report_m
 from lightning_rs.metrics import average_certified_radius, certified_accuracy
 from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile, body_lines, read_records
 from lightning_rs.report import FORMATS, load_runs, recompute, report
+from lightning_rs.report.changes import change_columns
 from lightning_rs.report.tables import Table
 from lightning_rs.statistics.accuracy import paired_difference_interval
 from tests.oracles import oracle_cases
@@ -401,6 +402,39 @@ def test_every_certificate_of_a_file_is_a_run(tmp_path: Path) -> None:
     assert average_certified_radius(other.records) == pytest.approx(average_certified_radius(first.records) / 8)
     assert {record.certificate for record in other.records} == {"GaussianLinf"}
     assert "each at its own alpha" in str(made)
+
+
+def test_changes_of_radius_within_a_file(tmp_path: Path) -> None:
+    made = report([several(tmp_path / "run.jsonl")], out=tmp_path / "out")
+    (change,) = made.groups[0].changes
+    certified = sum(record.radius > 0 for record in voted_records())
+    assert 0 < certified < len(voted_records())
+    assert change.percent == pytest.approx(np.full(certified, -1.0))
+    assert not made.groups[1].changes, "another norm has nothing to compare with"
+    assert made.groups[0].tables()[-1].rows == [
+        ["run:GaussianTwoClassL2", str(certified), "0.000", "0.000", *["-1.00"] * 6, "0", "0"]
+    ]
+    names = [file.name for file in made.files]
+    assert [name for name in names if "changes" in name] == ["report_changes.png", "report_changes.svg"]
+    assert "report_changes.svg" in (tmp_path / "out" / "report.md").read_text()
+    assert "Changes of radius" in str(made)
+
+
+def test_changes_are_counted_where_only_one_certificate_has_a_radius(tmp_path: Path) -> None:
+    def beside(record: Certification, factor: float) -> Certification:
+        return dataclasses.replace(record, radii={"GaussianL2": record.radius, "GaussianTwoClassL2": factor})
+
+    records = [beside(record, 0.01) for record in voted_records()]  # where Cohen abstains as well
+    first = next(i for i, record in enumerate(records) if record.radius > 0)
+    records[first] = beside(records[first], 0.0)
+    described = [CERTIFICATES[0], BESIDE[1]]
+    big, small = (save(tmp_path / f"{name}.jsonl", records, certificates=described) for name in ("big", "small"))
+    found = report([big, small]).groups[0].changes
+    assert [change.second.name for change in found] == ["big:GaussianTwoClassL2", "small:GaussianTwoClassL2"]
+    abstained = sum(record.radius == 0 for record in records)
+    assert [(change.gained, change.lost) for change in found] == [(abstained, 1)] * 2
+    assert len(found[0].percent) == len(records) - abstained - 1
+    assert list(change_columns(found)["GaussianTwoClassL2"]) == ["big", "small"], "one n: told apart by name"
 
 
 def test_every_certificate_of_votes_is_recomputed(tmp_path: Path) -> None:

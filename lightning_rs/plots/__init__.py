@@ -1,17 +1,22 @@
-"""Figures from records and certificates: certified-accuracy curves, histograms of radii, grids of noisy images."""
+"""Figures from records and certificates: accuracy curves, radii and their changes, discs in a plane, noisy images."""
 
 from __future__ import annotations
 
+from lightning_rs.plots.changes import change_figure
 from lightning_rs.plots.curves import ENVELOPE, accuracy_steps, certified_accuracy_figure, radius_histogram
 from lightning_rs.plots.images import image_grid
+from lightning_rs.plots.plane import Regions, plane_figure
 from lightning_rs.plots.style import COLOURS, save_figure
 
 __all__ = [
     "COLOURS",
     "ENVELOPE",
+    "Regions",
     "accuracy_steps",
     "certified_accuracy_figure",
+    "change_figure",
     "image_grid",
+    "plane_figure",
     "radius_histogram",
     "save_figure",
 ]

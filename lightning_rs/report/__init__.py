@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import get_args
 
 from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
-from lightning_rs.plots import certified_accuracy_figure, save_figure
+from lightning_rs.plots import certified_accuracy_figure, change_figure, save_figure
+from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.groups import Group, default_radii
 from lightning_rs.report.paired import pairs
 from lightning_rs.report.recomputation import recompute
@@ -59,7 +60,8 @@ def report(
     Args:
         paths: record files; one with several certificates counts as several runs.
         out: folder for ``report.csv``, ``report.md``, ``report.tex``, ``report.png`` and ``report.svg``; further
-            norms get ``report_<norm>.*``. None: nothing is written.
+            norms get ``report_<norm>.*``, and where a file has several certificates of one norm ``*_changes.png`` and
+            ``.svg`` show how the radii change from its first one. None: nothing is written.
         radii: where to compare, in input units; None: round numbers up to the largest radius.
         alpha: recompute all runs at this failure probability, where that is sound.
         rho: failure probability of the Theorem 5 bounds.
@@ -90,7 +92,8 @@ def report(
     for norm in dict.fromkeys(run.norm for run in runs):
         members = [run for run in runs if run.norm == norm]
         matched = pairs(members) if paired else []
-        groups.append(Group(norm, members, default_radii(members) if given is None else given, rho, method, matched))
+        at = default_radii(members) if given is None else given
+        groups.append(Group(norm, members, at, rho, method, matched, changes(members)))
     files = [] if out is None else [file for i, g in enumerate(groups) for file in _write(g, Path(out), i == 0, chosen)]
     return Report(groups, remarks, files)
 
@@ -120,6 +123,9 @@ def _write(group: Group, folder: Path, first: bool, formats: Sequence[str]) -> l
             curves = {run.name: run.records for run in group.runs}
             save_figure(certified_accuracy_figure(curves, group.norm), file)
         files.append(file)
+        if name not in texts and (columns := change_columns(group.changes)):
+            baseline = " or ".join(dict.fromkeys(change.first.certificate for change in group.changes))
+            files.append(save_figure(change_figure(columns, baseline), folder / f"{stem}_changes.{name}"))
     return files
 
 
@@ -127,6 +133,8 @@ def _markdown(group: Group, stem: str, formats: Sequence[str]) -> str:
     picture = next((name for name in ("svg", "png") if name in formats), None)
     blocks = [f"# Certified robustness, {group.norm}"]
     blocks += [f"![certified accuracy against radius]({stem}.{picture})"] if picture else []
+    if picture and change_columns(group.changes):
+        blocks.append(f"![changes of radius]({stem}_changes.{picture})")
     blocks += [table.markdown() for table in group.tables()]
     return "\n\n".join([*blocks, "\n".join(f"- {note}" for note in group.notes())]) + "\n"
 

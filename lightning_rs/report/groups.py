@@ -18,6 +18,8 @@ from lightning_rs.metrics import (
     undecided_rate,
 )
 from lightning_rs.records import ceil_decimals, complement, floor_decimals, nearest_decimals
+from lightning_rs.report.changes import NOTE as NOTE_ON_CHANGES
+from lightning_rs.report.changes import Change, change_table
 from lightning_rs.report.paired import NOTE, Pair
 from lightning_rs.report.runs import Run
 from lightning_rs.report.tables import Table
@@ -44,6 +46,7 @@ class Group:
         rho: failure probability of the bounds on the whole set of images.
         method: which form of Theorem 5.
         pairs: runs that are compared image by image.
+        changes: further certificates of a file beside its first one.
     """
 
     norm: str
@@ -52,6 +55,7 @@ class Group:
     rho: float
     method: Method
     pairs: Sequence[Pair] = ()
+    changes: Sequence[Change] = ()
 
     def tables(self) -> list[Table]:
         """Return accuracies, Theorem 5 bounds and intervals, rounded for people: bounds away from the claim."""
@@ -70,6 +74,7 @@ class Group:
                 [[run.name, *self._intervals(run)] for run in self.runs],
             ),
             *(pair.table(self.radii) for pair in self.pairs),
+            *([change_table(self.changes)] if self.changes else []),
         ]
 
     def notes(self) -> list[str]:
@@ -94,6 +99,7 @@ class Group:
                 f"Imported: {', '.join(imported)}. Radii are as another program printed them, possibly rounded up."
             )
         notes += [NOTE, *(pair.note() for pair in self.pairs)] if self.pairs else []
+        notes += [NOTE_ON_CHANGES] if self.changes else []
         notes.extend(note for run in self.runs for note in _notes(run))
         return [*notes, *(f"No bound on the whole set: {run.refusal}." for run in self.runs if run.refusal)]
 
