@@ -80,14 +80,14 @@ def certified_accuracy_figure(
         decision = any(record.mode == "decision" for record in runs[name])
         # The last drop to zero is part of the curve, except in decision mode, which knows nothing beyond.
         ends = edges if decision else np.append(edges, edges[-1])
-        axes.step(ends, _closed(heights, decision), where="pre", label=name, color=colour, linestyle=style, lw=1.8)
+        axes.step(ends, closed_steps(heights, decision), where="pre", label=name, color=colour, linestyle=style, lw=1.8)
         if decision:
             axes.plot(edges[-1], heights[-1], marker="o", color=colour, ms=5)
     if envelope and len(runs) > 1:
-        edges, heights = _envelope(list(steps.values()))
+        edges, heights = accuracy_envelope(list(steps.values()))
         axes.step(
             np.append(edges, edges[-1]),
-            _closed(heights, False),
+            closed_steps(heights),
             where="pre",
             label=ENVELOPE,
             color="black",
@@ -153,7 +153,8 @@ def _reach(record: Certification) -> float:
     return record.radius
 
 
-def _envelope(steps: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+def accuracy_envelope(steps: Sequence[tuple[FloatArray, FloatArray]]) -> tuple[FloatArray, FloatArray]:
+    """Return edges and heights of the largest of several step functions of :func:`accuracy_steps`."""
     edges = np.unique(np.concatenate([own for own, _ in steps]))
     ends = edges[1:]
     if not len(ends):
@@ -166,6 +167,6 @@ def _at(edges: FloatArray, heights: FloatArray, radii: FloatArray) -> FloatArray
     return np.append(heights, 0.0)[index]
 
 
-def _closed(heights: FloatArray, open_end: bool) -> FloatArray:
+def closed_steps(heights: FloatArray, open_end: bool = False) -> FloatArray:
     """Return the heights at the edges for ``where="pre"``: the first is repeated, a drop to 0 is added."""
     return np.concatenate([heights[:1], heights, [] if open_end else [0.0]])
