@@ -33,7 +33,7 @@ from lightning_rs.certificates._linf_table import (
 from lightning_rs.certificates._norm_power_quadrature import LogRatioLaw, converged_law
 from lightning_rs.certificates._norm_power_two_class import exact_two_class_radius
 from lightning_rs.certificates._tail_bounds import median_order_index, one_step_tail_lower, two_step_tail_lower
-from lightning_rs.certificates.base import Setting
+from lightning_rs.certificates.base import Certificate, Setting
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.certificates.norm_power_l2 import (
     NormPowerL2,
@@ -57,7 +57,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.evidence import Votes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
-from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise, matched_sigma
+from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerFamily, NormPowerNoise, PureLinfNoise, matched_sigma
 from lightning_rs.statistics.accuracy import empirical_bernstein_lower
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, simultaneous_tail_bounds
 from tests.certificates.brute_force import axial_grid, cube_grid, polar_grid, score_needed, worst_case
@@ -818,30 +818,59 @@ def _many(dim: int):
 class WorstCase(torch.nn.Module):
     """f(x) = class 0 where L(x) <= cut: for images at the origin, the Neyman-Pearson set of one shift."""
 
-    def __init__(self, noise: NormPowerNoise, radius: float, cut: float) -> None:
+    def __init__(self, noise: NormPowerFamily, norm: str, radius: float, cut: float) -> None:
         super().__init__()
         self.noise, self.cut = noise, cut
-        self.delta = noise.worst_shift("l2", radius)
+        self.delta = noise.worst_shift(norm, radius)
         self.scale = torch.nn.Parameter(torch.ones(()))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         z = x.flatten(1).double()
         log_ratio = self.noise.log_density(z - self.delta) - self.noise.log_density(z)
-        score = (self.cut - log_ratio).to(x.dtype) * self.scale
+        score = (self.cut - log_ratio).clamp(-1e6, 1e6).to(x.dtype) * self.scale  # infinite at the origin
         return torch.stack([score, -score], dim=1)
 
 
+def worst_cases() -> dict[str, tuple[NormPowerFamily, Certificate, str, float, float]]:
+    """Noise, certificate, norm, radius r and cut such that the class has probability one half at distance r."""
+    law = converged_law(6, 3.0)
+    l2, linf = ("l2", 0.4), ("linf", 0.4 / math.sqrt(6))
+    plain = NormPowerNoise(1.0, 3.0, 6, match="none")
+    cut = -float(law.median(one(0.4))[0])
+    mixed, pure = MixedNormNoise(1.0, 2.0, 6, match="none"), PureLinfNoise(1.0, 2.0, 6, match="none")
+    # Radii of the tables' own grids, so that rounding down hides no failure.
+    r_mixed = float(mixed_norm_linf_radius(0.7, 1.0, 2.0, 6, draws=20_000))
+    r_pure = float(pure_linf_radius(0.7, 1.0, 2.0, 6, draws=20_000))
+    return {
+        "l2": (plain, NormPowerL2(), *l2, cut),
+        "l2 read in linf": (plain, NormPowerLinf(), *linf, cut),
+        "mixed": (mixed, MixedNormLinf(draws=20_000), "linf", r_mixed, -median_at(MixedCorner(6, 2.0, 0.0), r_mixed)),
+        "pure": (pure, PureLinf(draws=20_000), "linf", r_pure, -median_at(PureCorner(6, 2.0), r_pure)),
+    }
+
+
+def median_at(law: CornerFamily, r: float) -> float:
+    """Return the median of L at the corner from 800,000 values: it moves a probability of one half by 0.001."""
+    generator = torch.Generator().manual_seed(77)
+    seen = law.draw(100_000, sign_patterns(6, 8, generator), generator)
+    return float(law.log_ratio(seen, r).median())
+
+
 @pytest.mark.parametrize("images", [1000, pytest.param(5000, marks=pytest.mark.slow)])
-def test_coverage_through_the_certifier(images):
-    """Certifier, sampling loop and noise together, at alpha = 0.05; rejects correct code once in 10^6."""
-    noise, r, n = NormPowerNoise(1.0, 3.0, 6, match="none"), 0.4, 200
-    network = WorstCase(noise, r, -float(converged_law(6, 3.0).median(one(r))[0]))
-    certifier = Certifier([NormPowerL2()], n0=10, n=n, alpha=0.05)
-    records = certifier.certify(network, noise, torch.zeros(images, 1, 2, 3))
+@pytest.mark.parametrize("alpha", [0.05, 0.001])
+@pytest.mark.parametrize("name", ["l2", "l2 read in linf", "mixed", "pure"])
+def test_coverage_through_the_certifier(name, alpha, images):
+    """Certifier, sampling loop and noise together; rejects correct code once in 10^6."""
+    noise, certificate, norm, r, cut = worst_cases()[name]
+    n = 200
+    certifier = Certifier([certificate], n0=10, n=n, alpha=alpha)
+    records = certifier.certify(WorstCase(noise, norm, r, cut), noise, torch.zeros(images, 1, 2, 3))
     wrong = sum(record.prediction == 0 and record.radius > r * (1 + 1e-9) for record in records)
-    limit = stats.binom(images, 0.05).isf(1e-6)
-    assert 0 < wrong <= limit
-    # A bound at three times the level, on the same votes, is caught.
+    limit = stats.binom(images, alpha).isf(1e-6)
+    assert wrong <= limit
+    # On the same votes, a bound at a much larger level is caught.
     votes = np.array([record.counts[0] for record in records])
-    planted = norm_power_l2_radius(q_upper=clopper_pearson_tail_upper(votes, n, 0.15), sigma=1.0, k=3.0, dim=6)
-    assert (planted > r * (1 + 1e-9)).sum() > limit
+    evidence = {Votes: Votes.of(np.stack([votes, n - votes], axis=1))}
+    zeros = np.zeros(images, dtype=np.int64)
+    planted = certificate.certify(evidence, Setting(noise, 0.3, n, zeros, zeros + 1, (6,)))
+    assert (planted.radius > r * (1 + 1e-9)).sum() > limit
