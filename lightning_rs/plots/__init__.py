@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_rs.plots.changes import change_figure
 from lightning_rs.plots.curves import ENVELOPE, accuracy_steps, certified_accuracy_figure, radius_histogram
 from lightning_rs.plots.images import image_grid
+from lightning_rs.plots.panels import certified_accuracy_panels
 from lightning_rs.plots.plane import Regions, plane_figure
 from lightning_rs.plots.style import COLOURS, save_figure
 
@@ -14,6 +15,7 @@ __all__ = [
     "Regions",
     "accuracy_steps",
     "certified_accuracy_figure",
+    "certified_accuracy_panels",
     "change_figure",
     "image_grid",
     "plane_figure",
