@@ -23,7 +23,18 @@ from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerFamily, NormP
 from tests.oracles import oracle_cases
 
 REJECT = 1e-6
-LAWS = [(2, 0.0), (2, 1.75), (3, 1.0), (49, 20.0), (784, 783.0), (3072, 500.0), (3072, 3071.5), (150528, 50000.0)]
+LAWS = [
+    (2, 0.0),
+    (2, 1.75),
+    (3, 1.0),
+    (49, 20.0),
+    (784, 783.0),
+    (3072, 500.0),
+    (3072, 3071.5),
+    (150528, 0.0),
+    (150528, 50000.0),
+    (150528, 150520.0),
+]
 
 
 def draws(noise: NormPowerFamily, rows: int, seed: int = 0) -> torch.Tensor:
