@@ -21,6 +21,7 @@ from lightning_rs.certificates.first_order import (
     first_order_radius,
     first_order_subspace_l2_radius,
 )
+from lightning_rs.certificates.first_order_norms import FirstOrderLinf
 from lightning_rs.certificates.second_order import second_order_l2_radius
 from tests.certificates.gaussian_programs import first_order_program
 from tests.oracles import oracle_cases
@@ -332,6 +333,18 @@ def test_scales_with_sigma_and_dimension() -> None:
 def test_the_sign_of_the_gradient_equation() -> None:
     """Printed (7b) would give 1.959 for p = .8, gradient .2; the same theorem as second order gives 0.929."""
     assert first_order_radius(0.8, -0.2, 0.0, 1.0) == pytest.approx(0.929, abs=1e-3)
+
+
+def test_linf_in_an_oblique_subspace_is_refused() -> None:
+    """Corollary 3.4 is printed for any subspace: along (1, ..., 1) it would claim sqrt(d) times the true distance."""
+    dim, z = 9, float(norm.ppf(0.8))
+    slope = float(norm.pdf(z)) / math.sqrt(dim) * np.ones(dim)  # the half space across (1, ..., 1)
+    truth = z / math.sqrt(dim)
+    printed = first_order_linf_radius(0.8, slope.sum(), 0.0, 1, 1.0)  # the span of (1, ..., 1) has one dimension
+    assert printed > 2.9 * truth
+    assert truth - 1e-6 <= first_order_linf_radius(0.8, slope.sum(), 0.0, dim, 1.0) <= truth
+    with pytest.raises(ValueError, match="region must be one of"):
+        FirstOrderLinf(region="basis.npy")
 
 
 def test_the_value_of_dropping_m2() -> None:

@@ -213,10 +213,16 @@ def test_l2_intervals_cover(name: str, antithetic: bool) -> None:
         assert _covers(found.upper < truth)
         assert _covers(found.lower > truth)
     assert local.upper.mean() < theirs.upper.mean()
+    # Projections of the means bound the projected gradient: one coordinate, and all others.
+    for own in (slice(0, 1), slice(1, None)):
+        product, length, inside = (x * y)[:, own].sum(1), np.linalg.norm(y[:, own], axis=1), np.linalg.norm(beta[own])
+        part = scaled_gradient_l2_interval(product, length, _N // 2, _N // 2, _ALPHA)
+        assert _covers(part.upper < inside)
+        assert _covers(part.lower > inside)
     # Planted mistakes: the lower bound used as an upper one; a deviation left out.
     if name == "linear":
         assert not _covers(local.lower < truth)
-        forgotten = scaled_gradient_l2_interval(product, 0 * length, _N // 2, 10**9, _ALPHA)
+        forgotten = scaled_gradient_l2_interval((x * y).sum(1), 0 * length, _N // 2, 10**9, _ALPHA)
         assert not _covers(forgotten.lower > truth)
 
 
