@@ -13,13 +13,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
-from benchmarks import common, l1_cost, one_pass, samples, scaling, splitting, throughput
+from benchmarks import common, first_order, l1_cost, one_pass, samples, scaling, splitting, throughput
 from lightning_rs.budgets import FixedSamples, Group, StagedSamples
+from lightning_rs.certificates import GaussianL1, GaussianLinf
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.data import Digits
 from lightning_rs.noise import GaussianNoise
 from lightning_rs.runtime import Runtime
+from tests.helpers import HalfSpace
 from tests.test_report import from_votes, save
 
 
@@ -109,6 +111,51 @@ def test_one_pass_takes_the_samples_it_is_told_to_take() -> None:
     session = certifier.session(throughput.network_of("digits_cnn", shape), GaussianNoise(0.5), shape)
     assert [one_pass.one_image(session, torch.rand(1, *shape))(samples) for samples in (20, 33)] == [20, 34]
     assert one_pass.solving(five, (3, 4, 4), 2) > 0
+
+
+@pytest.fixture(scope="module")
+def gradient_records(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Records of configs/certify/mohapatra.yaml's certificates for five images of a half space, at two noise levels."""
+    folder, shape = tmp_path_factory.mktemp("gradients"), (1, 4, 4)
+    images = torch.linspace(0.45, 0.75, 5).view(5, 1, 1, 1).expand(5, *shape).contiguous()
+    own = [*one_pass.certificates(shape)["five"], GaussianL1(), GaussianLinf()]
+    paths = []
+    for sigma in (0.5, 0.25):
+        certifier = Certifier(own, n0=50, n=20_000, runtime=Runtime(micro_batch=500))
+        session = certifier.session(HalfSpace(torch.ones(16), offset=7.6), GaussianNoise(sigma), shape)
+        records = list(session.certify(images, labels=[1, 1, 1, 0, 1]))
+        paths.append(save(folder / f"{sigma}.jsonl", records, **session.describe()))
+    return paths
+
+
+def test_first_order(gradient_records: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "figure.png"
+    found = first_order.main([*map(str, gradient_records), "--figure", str(picture)])
+    assert picture.stat().st_size > 10_000
+    assert "Radius with gradients over radius without" in capsys.readouterr().out
+    rows = found["averages"]
+    norms = ["l1", "l2", "linf", "l2 (top)"]
+    assert [(row["norm"], row["noise"]) for row in rows] == [(n, f"sigma {s}") for n in norms for s in (0.25, 0.5)]
+    runs = first_order.sorted_runs(gradient_records)
+    without, with_it = (runs["l1"][kind]["sigma 0.5"].records for kind in first_order.KINDS)
+    assert [record.radius for record in with_it] == [record.radii["FirstOrderL1"] for record in without]
+    row = next(row for row in rows if (row["norm"], row["noise"]) == ("l1", "sigma 0.5"))
+    gains = [b.radius - a.radius for a, b in zip(without, with_it, strict=True) if a.correct]
+    assert (row["larger"], row["smaller"]) == (sum(g > 0 for g in gains), sum(g < 0 for g in gains))
+    assert float(row["ACR with"]) - float(row["ACR without"]) == pytest.approx(sum(gains) / 5, abs=2e-5)
+    envelope = next(row for row in found["accuracies"] if row["noise"].startswith("envelope"))
+    assert envelope["r0"] == "0: 0.60 -> 0.60"
+
+
+def test_first_order_refuses_other_records(gradient_records: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"records must differ in their noise, got sigma 0.5 twice"):
+        first_order.sorted_runs([gradient_records[0]] * 2)
+    certifier = Certifier(n0=10, n=100)
+    session = certifier.session(HalfSpace(torch.ones(16)), GaussianNoise(0.5), (1, 4, 4))
+    records = list(session.certify(torch.full((1, 1, 4, 4), 0.5), labels=[0]))
+    other = save(tmp_path / "other.jsonl", records, **session.describe())
+    with pytest.raises(ValueError, match=r"must hold the certificates of mohapatra\.yaml, .*FirstOrderL1.* missing"):
+        first_order.sorted_runs([other])
 
 
 def test_profile(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from lightning_rs.plots import (
     Regions,
     accuracy_steps,
     certified_accuracy_figure,
+    certified_accuracy_panels,
     change_figure,
     image_grid,
     plane_figure,
@@ -223,3 +224,28 @@ def test_discs_show_what_the_second_certificate_adds() -> None:
 def test_planes_that_cannot_be_drawn(points: list[list[float]], record: Certification, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         plane_figure(points, [record], [], "Second")
+
+
+def test_panels_have_a_colour_for_each_run_a_line_for_each_kind_and_envelopes() -> None:
+    rng = np.random.default_rng(8)
+    panels = {
+        norm: {kind: {run: random_records(rng, 30) for run in ("a", "b")} for kind in ("with", "without")}
+        for norm in ("l1", "linf", "l2")
+    }
+    figure = certified_accuracy_panels(panels, title="digits")
+    assert [axes.get_xlabel() for axes in figure.axes] == [f"{norm} radius r (input units)" for norm in panels]
+    for axes, kinds in zip(figure.axes, panels.values(), strict=True):
+        lines = axes.lines
+        assert len(lines) == 6  # two runs and an envelope for each of two kinds
+        assert len({(line.get_color(), str(line._dash_pattern)) for line in lines}) == 6
+        x, y = lines[2].get_xdata(), lines[2].get_ydata()
+        middle = (x[3] + x[4]) / 2
+        assert y[4] == max(certified_accuracy(records, [middle])[0] for records in kinds["with"].values())
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["a", "b", "with", "without", "envelope (descriptive, no guarantee)"]
+    alone = certified_accuracy_panels({"l2": {"with": {"a": FIVE}}})
+    assert len(alone.axes[0].lines) == 1
+    with pytest.raises(ValueError, match="the same kinds and runs"):
+        certified_accuracy_panels({})
+    with pytest.raises(ValueError, match="the same kinds and runs"):
+        certified_accuracy_panels({"l1": panels["l1"], "l2": {"with": {"a": FIVE}}})
