@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import lightning_rs.data
+from lightning_rs.callbacks import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.networks import state_dict_sha256
@@ -54,5 +55,6 @@ def test_it_loads_without_pickle_and_certifies(entry: dict[str, Any]) -> None:
     with torch.inference_mode():
         accuracy = float((model(batch.image).argmax(1) == batch.label).float().mean())
     assert accuracy >= entry["clean_accuracy"] - 0.015
-    records = Certifier(n=1000).certify(model.network, model.noise, batch.image[:20], batch.label[:20])
+    certificate = natural_certificate(type(model.noise))()
+    records = Certifier([certificate], n=1000).certify(model.network, model.noise, batch.image[:20], batch.label[:20])
     assert sum(record.correct for record in records) >= 17
