@@ -21,7 +21,7 @@ import numpy as np
 from scipy import special
 from scipy.interpolate import make_interp_spline
 
-from lightning_rs.checks import FloatArray
+from lightning_rs.checks import FloatArray, IntArray
 
 NODES = 64  # Gauss-Legendre nodes a part
 REACH = 12.0  # rho runs over Phi^-1(cumulative probability) in [-12, 12]: 2e-33 of the mass is left out
@@ -53,13 +53,13 @@ class LogRatioLaw:
         return self._average(s, r, upper=True)
 
     def quantile(self, score: FloatArray, r: FloatArray) -> FloatArray:
-        """Return s with Phi^-1(H(s)) = score, elementwise over scores and r > 0."""
+        """Return s with Phi^-1(H(s)) = score, elementwise over scores and r > 0 of one shape (n,)."""
         # Exact for k = 0, where L ~ N(-r^2/2, r^2); the factor is the Fisher information for small r.
         spread = np.maximum(r * math.sqrt(self.dim / (self.dim - self.k)), 1e-300)
         centre, width = -0.5 * spread**2, spread * (1.0 + np.abs(score))
 
-        def excess(s: FloatArray) -> FloatArray:
-            return self.score(s, r, score) - score
+        def excess(s: FloatArray, rows: IntArray) -> FloatArray:
+            return self.score(s, r[rows], score[rows]) - score[rows]
 
         return increasing_root(excess, centre - width, centre + width, 2e-14 * spread)
 
@@ -204,37 +204,46 @@ def converged_law(dim: int, k: float) -> LogRatioLaw:
     raise ValueError(f"k must be farther from dim for the quadrature to converge, got k={k} at dim={dim}")
 
 
-@cache
-def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
-    x, weight = np.polynomial.legendre.leggauss(NODES)
-    return x, weight
-
-
 def increasing_root(
-    f: Callable[[FloatArray], FloatArray], low: FloatArray, high: FloatArray, tolerance: FloatArray
+    f: Callable[[FloatArray, IntArray], FloatArray], low: FloatArray, high: FloatArray, tolerance: FloatArray
 ) -> FloatArray:
-    """Return the elementwise root of an increasing function; the brackets are widened until they hold it."""
-    f_low, f_high = f(low), f(high)
+    """Return the elementwise root of an increasing function; the brackets are widened until they hold it.
+
+    Args:
+        f: values at some points, given with their positions; shape (m,) each. Converged ones are not asked for.
+        low: left ends, shape (n,).
+        high: right ends.
+        tolerance: width at which a root is found.
+    """
+    todo = np.arange(len(low))
+    f_low, f_high = f(low, todo), f(high, todo)
     while ((f_low > 0) | (f_high < 0)).any():
         width = high - low
         low, high = np.where(f_low > 0, low - width, low), np.where(f_high < 0, high + width, high)
-        f_low, f_high = f(low), f(high)
-    x = low
-    was, done = np.zeros(low.shape), np.zeros(low.shape, dtype=bool)
+        f_low, f_high = f(low, todo), f(high, todo)
+    x, was = low.copy(), np.zeros(len(low))
     for step in range(200):
         # Illinois: regula falsi that halves the weight of an end point that stays twice; bisection now and then.
         with np.errstate(divide="ignore", invalid="ignore"):
             secant = high - f_high * (high - low) / (f_high - f_low)
         middle = 0.5 * (low + high)
         trial = np.where(np.isfinite(secant) & (step % 16 != 15), np.clip(secant, low, high), middle)
-        done |= (np.abs(trial - x) <= tolerance) | (high - low <= tolerance)
-        x = np.where(done, x, trial)
-        if done.all():
+        left = (np.abs(trial - x[todo]) > tolerance) & (high - low > tolerance)
+        if not left.any():
             break
-        value = f(x)
+        todo, trial = todo[left], trial[left]
+        low, high, f_low, f_high, was, tolerance = (a[left] for a in (low, high, f_low, f_high, was, tolerance))
+        x[todo] = trial
+        value = f(trial, todo)
         side = np.where(value < 0, 1.0, -1.0)
         again = np.where(side == was, 0.5, 1.0)
         f_low, f_high = np.where(side > 0, value, again * f_low), np.where(side > 0, again * f_high, value)
-        low, high = np.where(side > 0, x, low), np.where(side > 0, high, x)
+        low, high = np.where(side > 0, trial, low), np.where(side > 0, high, trial)
         was = side
     return x
+
+
+@cache
+def _gauss_legendre() -> tuple[FloatArray, FloatArray]:
+    x, weight = np.polynomial.legendre.leggauss(NODES)
+    return x, weight

@@ -21,7 +21,7 @@ from lightning_rs.certificates._norm_power_quadrature import (
     converged_law,
     increasing_root,
 )
-from lightning_rs.checks import FloatArray
+from lightning_rs.checks import FloatArray, IntArray
 
 LARGEST = 5.5  # scores beyond it (a tail of 2e-8) count as it
 SPREAD = 3.0  # so do differences v: with 1,000 classes v is below 2.8
@@ -51,18 +51,18 @@ def exact_two_class_radius(tail: FloatArray, other: FloatArray, dim: int, k: flo
         return radius
     top, rival = top[todo], rival[todo]
 
-    def excess(log_r: FloatArray) -> FloatArray:
-        r = np.exp(log_r)
+    def excess(log_r: FloatArray, rows: IntArray) -> FloatArray:
+        r, a, b = np.exp(log_r), top[rows], rival[rows]
         # P_delta(L <= s) = 1 - H(-s) for the class, P_delta(L >= t) = H(-t) for the rival.
-        least = law.score(-law.quantile(top, r), r, -top)
-        greatest = law.score(-law.quantile(rival, r), r, -rival)
+        least = law.score(-law.quantile(a, r), r, -a)
+        greatest = law.score(-law.quantile(b, r), r, -b)
         return greatest + least
 
     start = math.log(math.sqrt((dim - k) / dim)) + np.log(0.5 * (top + rival))
     log_r = increasing_root(excess, start - 0.5, start + 0.5, np.full(top.shape, 1e-11))
     # The solver's error is far below 1e-9; step down until the inequality itself says so.
     log_r -= 1e-9
-    while (wrong := excess(log_r) > 0.0).any():
+    while (wrong := excess(log_r, np.arange(len(log_r))) > 0.0).any():
         log_r[wrong] -= 1e-6
     radius[todo] = np.exp(log_r)
     return radius
@@ -100,7 +100,7 @@ class TwoClassTable:
 
 @lru_cache(maxsize=16)
 def two_class_table(dim: int, k: float, one_class: tuple[float, float]) -> TwoClassTable:
-    """Return the table, built once: about a second, or half a minute below dimension 40.
+    """Return the table, built once: about a second, or five to ten below dimension 40.
 
     The radius r and the score y <= 0 at which the two probabilities meet give a and b without solving for anything
     but quantiles, ``a = Phi^-1(H(-s))`` with ``Phi^-1(H(s)) = -y`` and b likewise with y. So the surfaces u(r, y)
@@ -112,8 +112,8 @@ def two_class_table(dim: int, k: float, one_class: tuple[float, float]) -> TwoCl
         one_class: radii in units of sigma that the scores ``SMALLEST`` and ``LARGEST`` certify with one class.
     """
     law, low = converged_law(dim, k), dim < SMOOTH_FROM
-    log_r = np.linspace(math.log(0.5 * one_class[0]), math.log(1.15 * one_class[1]), 49 if low else 33)
-    y = np.linspace(-MEETING, 0.0, 25 if low else 13)
+    log_r = np.linspace(math.log(0.5 * one_class[0]), math.log(1.15 * one_class[1]), 33)
+    y = np.linspace(-MEETING, 0.0, 17 if low else 13)
     u, v = _surfaces(law, np.exp(log_r), y)
     knots = np.linspace(math.log(SMALLEST), math.log(LARGEST), CELLS[0] + 1), np.linspace(0.0, SPREAD, CELLS[1] + 1)
     at = np.meshgrid(*knots, indexing="ij")

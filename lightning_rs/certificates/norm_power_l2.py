@@ -20,6 +20,7 @@ from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteC
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.checks import (
     FloatArray,
+    IntArray,
     check_at_least,
     check_choice,
     check_nonnegative,
@@ -161,7 +162,7 @@ class NormPowerTwoClassL2(Certificate):
     """The bilateral certificate of the l2 family: :func:`norm_power_l2_radius` with ``p_upper``.
 
     Can certify classes of probability below one half; abstains where ``p_lower <= p_upper``. Looked up in a table
-    that is built once for (d, k): a second, half a minute below dimension 40.
+    that is built once for (d, k): a second, five to ten below dimension 40.
 
     Args:
         method: "bonferroni" or "grouped"; which events share alpha, see
@@ -227,8 +228,8 @@ def radius_table(dim: int, k: float) -> RadiusTable:
     unit = math.log(math.sqrt((dim - k) / dim))
     goal = np.array(SCORES)
 
-    def excess(log_r: FloatArray) -> FloatArray:
-        return law.score_needed(np.exp(log_r)) - goal
+    def excess(log_r: FloatArray, rows: IntArray) -> FloatArray:
+        return law.score_needed(np.exp(log_r)) - goal[rows]
 
     ends = increasing_root(excess, unit + np.log(goal) - 2.0, unit + np.log(goal) + 2.0, np.full(2, 1e-6))
     radii = np.exp(np.linspace(ends[0], ends[1], KNOTS))

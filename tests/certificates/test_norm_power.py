@@ -267,8 +267,8 @@ def two_class_pairs(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         (3072, 500.0, 2e-5),
         (150528, 50000.0, 3e-6),
         pytest.param(2, 1.0, 1.0, marks=pytest.mark.slow),
-        pytest.param(5, 3.0, 0.02, marks=pytest.mark.slow),
-        pytest.param(39, 20.0, 2e-3, marks=pytest.mark.slow),
+        pytest.param(5, 3.0, 0.05, marks=pytest.mark.slow),
+        pytest.param(39, 20.0, 5e-3, marks=pytest.mark.slow),
     ],
 )
 def test_two_class_table_is_below_the_exact_radius_and_close(dim, k, loss):
@@ -278,7 +278,7 @@ def test_two_class_table_is_below_the_exact_radius_and_close(dim, k, loss):
     got = norm_power_l2_radius(q_upper=tail, sigma=1.0, k=k, dim=dim, p_upper=other)
     assert (got < exact * (1 + 1e-9)).all()  # the solver's result is itself stepped down by 1e-9
     assert (got >= exact * (1 - loss)).all()
-    assert np.median(1 - got / exact) < min(0.1 * loss, 0.005)
+    assert np.median(1 - got / exact) < min(0.1 * loss, 0.01)
 
 
 def test_two_class_table_at_its_ends_and_beyond():
