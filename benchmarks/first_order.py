@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     show("Radius with gradients over radius without, by the lower bound of p", tables["by_probability"])
     if args.figure:
         curves = {
-            norm: {kind: {level: run.records for level, run in own.items()} for kind, own in kinds.items()}
+            norm: {kind: {level: run.records for level, run in kinds[kind].items()} for kind in reversed(KINDS)}
             for norm, kinds in runs.items()
         }
         save_figure(certified_accuracy_panels(curves), args.figure)

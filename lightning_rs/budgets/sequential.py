@@ -225,12 +225,7 @@ class RandomizedBound(VoteBudget):
         counts = _sample(task, group, np.arange(len(group.images)), task.n, part=0)
         drawn = np.array([_uniform(task, index) for index in group.indices])
         hits = at(counts, selection.top)
-        # One image at a time: the solver iterates until all have converged, and records must not depend on the group.
-        bounds = [
-            float(randomized_clopper_pearson_tail(hit, task.n, task.alpha, u))
-            for hit, u in zip(hits, drawn, strict=True)
-        ]
-        tail = np.maximum(bounds, self.tail_floor)
+        tail = np.maximum(randomized_clopper_pearson_tail(hits, task.n, task.alpha, drawn), self.tail_floor)
         setting = task.setting(selection)
         radii = {c.name: c.from_tail(tail, setting) for c in task.certificates if isinstance(c, TopVoteCertificate)}
         used = np.full(len(group.images), task.n, dtype=np.int64)
