@@ -134,7 +134,11 @@ class Certificate(ABC):
 
     @abstractmethod
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
-        """Bound and solve; inputs are already checked."""
+        """Bound and solve; inputs are already checked.
+
+        No bit of a row may depend on the other rows, because records must not depend on how images are grouped: solvers
+        leave converged rows alone, and sums run along rows that lie in one piece.
+        """
 
     def spec(self) -> dict[str, Any]:
         """Return the parameters of the theorem as plain values."""
