@@ -19,6 +19,7 @@ from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy, radi
 from lightning_rs.cli import main
 from lightning_rs.records import import_tsv
 from lightning_rs.studies import (
+    AlgorithmTwo,
     DistanceTerms,
     ImageDimensions,
     KAblation,
@@ -34,6 +35,13 @@ from lightning_rs.studies.radius_distributions import norm_density, norm_moments
 CONFIGS = sorted((Path(__file__).parents[1] / "configs" / "study").glob("*.yaml"))
 # The published configurations take up to a minute; these sizes take a second.
 TINY = {
+    "zhang_algorithm_two": [
+        "--study.init_args.dim=9",
+        "--study.init_args.k=2",
+        "--study.init_args.n=1000",
+        "--study.init_args.counts=[990,1000]",
+        "--study.init_args.step=0.4",
+    ],
     "zhang_distance_terms": [
         "--study.init_args.dims=[2,9]",
         "--study.init_args.powers=[1,3]",
@@ -118,6 +126,9 @@ def test_existing_results_are_kept(tmp_path, capsys):
         (["--study=ImageDimensions", "--study.init_args.draws=10"], "draws must be a whole number >= 1000, got 10"),
         (["--study=ImageDimensions", "--study.init_args.l2_powers=[1]"], "l2_powers must hold one k for each"),
         (["--study=NormAngleCheck", "--study.init_args.k=0"], "k must be > 0"),
+        (["--study=AlgorithmTwo", "--study.init_args.counts=[7]", "--study.init_args.n=5"], "n must be a whole number"),
+        (["--study=AlgorithmTwo", "--study.init_args.counts=[700]", "--study.init_args.n=500"], "counts must hold"),
+        (["--study=AlgorithmTwo", "--study.init_args.k=784"], "k must be at most dim - 0.25"),
         (["--study=KAblation", "--study.init_args.rule=median"], "rule must be one of"),
         (["--study=KAblation", "--study.init_args.records=[no.jsonl]"], "no.jsonl"),
         ([], "study"),
@@ -254,6 +265,15 @@ def test_k_ablation_and_image_dimensions_agree_with_the_certificates():
     l2, linf = result.tables["radius_ratio"]
     assert l2["z=2"] == pytest.approx(float(radius_ratio_to_gaussian(stats.norm.cdf(2.0), 20, 60)), rel=1e-9)
     assert 0.3 < linf["z=1"] < 0.98
+
+
+def test_algorithm_two_stays_below_the_exact_radius():
+    result = AlgorithmTwo(9, 2.0, 0.5, [5000, 9000, 9900], n=10_000, step=0.02).run(quiet)
+    rows = result.tables["algorithm_two"]
+    assert rows[0]["algorithm_two"] == 0.0  # half of the votes
+    assert all(row["algorithm_two"] <= row["exact"] for row in rows)
+    # The two bounds cost something, but not everything.
+    assert 0.7 * rows[1]["exact"] < rows[1]["algorithm_two"] < rows[2]["algorithm_two"]
 
 
 def test_norm_angle_check_finds_a_wrong_table(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_rs.studies.algorithm_two import AlgorithmTwo
 from lightning_rs.studies.base import Study, StudyResult, empty_folder
 from lightning_rs.studies.distance_terms import DistanceTerms
 from lightning_rs.studies.image_dimensions import ImageDimensions
@@ -11,6 +12,7 @@ from lightning_rs.studies.pareto_frontier import ParetoFrontier
 from lightning_rs.studies.radius_distributions import RadiusDistributions
 
 __all__ = [
+    "AlgorithmTwo",
     "DistanceTerms",
     "ImageDimensions",
     "KAblation",
