@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lightning_rs.certificates._gaussian import profile
-from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
+from lightning_rs.certificates._gradient_evidence import GradientMeans, top_tail
 from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, at, read
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_two_class_l2_radius
 from lightning_rs.checks import FloatArray
@@ -15,6 +16,8 @@ from lightning_rs.evidence import Evidence, GradientSums, RunnerUpGradientSums, 
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.statistics.binomial import clopper_pearson_upper
 from lightning_rs.statistics.gradient import ALPHA_SHARES
+
+TOO_LARGE = "not below the maximum for its probability: radius without it"
 
 
 class SecondOrderTwoClassL2(Certificate):
@@ -59,7 +62,14 @@ class SecondOrderTwoClassL2(Certificate):
             "runner_up_gradient_upper": second_slope,
             "others_upper": others,
         }
-        return Radii(abstain_at_zero(radius, setting.top), radius, bounds, gradient_notes(tail, slope, profile(tail)))
+        useless = {"the top class": slope >= profile(tail), "the runner-up": second_slope >= profile(second)}
+        return Radii(abstain_at_zero(radius, setting.top), radius, bounds, _notes(radius, useless))
+
+
+def _notes(radius: FloatArray, useless: Mapping[str, NDArray[np.bool_]]) -> dict[int, str]:
+    """Say for each image with a radius which gradient bounds say nothing, and are as good as unknown."""
+    named = {int(row): [who for who, rows in useless.items() if rows[row]] for row in np.flatnonzero(radius > 0)}
+    return {row: f"upper gradient bound of {' and of '.join(who)} {TOO_LARGE}" for row, who in named.items() if who}
 
 
 def _others_upper(counts: np.ndarray, setting: Setting, alpha: float) -> FloatArray:

@@ -13,13 +13,13 @@ from scipy.stats import beta, norm
 from torch import Tensor, nn
 
 from lightning_rs.certificates.base import ABSTAIN, Radii, Setting
-from lightning_rs.certificates.gaussian_l2 import GaussianTwoClassL2
+from lightning_rs.certificates.gaussian_l2 import GaussianTwoClassL2, gaussian_l2_radius
 from lightning_rs.certificates.second_order import (
     SecondOrderL2,
     second_order_l2_radius,
     second_order_two_class_l2_radius,
 )
-from lightning_rs.certificates.second_order_two_class import SecondOrderTwoClassL2
+from lightning_rs.certificates.second_order_two_class import TOO_LARGE, SecondOrderTwoClassL2
 from lightning_rs.certifier import Certifier
 from lightning_rs.evidence import Evidence, GradientSums, RunnerUpGradientSums, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
@@ -163,8 +163,20 @@ def test_edges() -> None:
     sure = certify([1.0, 0.0, 0.0], (0.0, 0.0), 1000)
     assert math.isfinite(sure.radius[0])
     assert sure.radius[0] > SIGMA
-    # Steep beyond what the probabilities allow: as if nothing were known of the gradients.
-    assert certify([0.5, 0.3, 0.2], (9.0, 9.0), 10**6).radius[0] > 0
+
+
+def test_gradient_bounds_that_say_nothing_are_noted() -> None:
+    p, n = [0.45, 0.3, 0.25], 10**6
+    assert certify(p, (0.1, 0.1), n).notes == {}
+    steep_top, steep_other, both = (certify(p, slopes, n) for slopes in ((9.0, 0.1), (0.1, 9.0), (9.0, 9.0)))
+    assert steep_top.notes == {0: f"upper gradient bound of the top class {TOO_LARGE}"}
+    assert steep_other.notes == {0: f"upper gradient bound of the runner-up {TOO_LARGE}"}
+    assert both.notes == {0: f"upper gradient bound of the top class and of the runner-up {TOO_LARGE}"}
+    # As if the bounds were infinite: the two-class radius of the votes at these shares of alpha.
+    bounds = {name: float(both.bounds[name][0]) for name in ("q_upper", "runner_up_upper")}
+    votes = gaussian_l2_radius(q_upper=bounds["q_upper"], sigma=SIGMA, p_upper=bounds["runner_up_upper"])
+    assert both.radius[0] == pytest.approx(float(votes), rel=1e-9)
+    assert certify([0.3, 0.4, 0.3], (9.0, 9.0), n).notes == {}, "no radius, no remark"
 
 
 class FirstCoordinate(nn.Module):
