@@ -41,7 +41,7 @@ def certified_accuracy_panels(panels: Mapping[str, Kinds], envelope: bool = True
         raise ValueError(f"panels must be one or more with the same kinds and runs, got {names}")
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.3 * rows + 0.7), layout="constrained")
+    figure = Figure(figsize=(3.8 * columns, 2.7 * rows + 0.6), layout="constrained")
     for place, (norm, kinds) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         _draw(axes, kinds, envelope)
