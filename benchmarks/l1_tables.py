@@ -63,6 +63,22 @@ def run_of(name: str, header: Header, records: list[Certification]) -> Run:
     return Run(name, header, entry["name"], records, entry)
 
 
+def paired_rows(sigma: str, name: str, header: Header, records: list[Certification], ours: Run) -> list[dict[str, str]]:
+    """Return what DSSN has over each certificate of another noise: difference, interval and p at each radius."""
+    runs = {name: records} | {f"{name}, {other}": statements for other, statements in also(header, records).items()}
+    rows = []
+    for label, statements in runs.items():
+        pair = Pair.of(run_of(label, header, statements), ours)
+        cells = dict.fromkeys((f"{r:g}" for r in RADII), "")
+        for radius, difference, interval, _, _, p_value in pair.table(RADII).rows:
+            if any(record.certified_at(float(radius)) for both in pair.records for record in both):
+                cells[radius] = f"{difference} [{interval.replace(' to ', ', ')}] {p_value}"
+        gain = pair.note().partition(": average certified radius ")[2].rstrip(".")
+        gain = gain.replace("(95% Student interval ", "[").replace(" to ", ", ").replace(")", "]")
+        rows.append({"sigma": sigma, "less": label, **cells, "average radius": gain})
+    return rows
+
+
 def figure_of(runs: Mapping[str, Mapping[str, Sequence[Certification]]]) -> Figure:
     """Return one panel a sigma, one step curve a noise."""
     figure = Figure(figsize=(3.6 * len(runs) + 0.6, 3.6), layout="constrained")
@@ -87,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
     own.add_argument("--figure", type=Path, help="write the curves here")
     args = own.parse_args(argv)
     rows: list[dict[str, Any]] = []
-    pairs, panels, whole = [], {}, {}
+    pairs: list[dict[str, Any]] = []
+    panels, whole = {}, {}
     for sigma in args.sigmas:
         found = {name: pair for name in NOISES if (pair := read(args.folder, f"{name}_{sigma}")) is not None}
         common = set.intersection(*(set(records) for _, records in found.values())) if found else set()
@@ -97,17 +114,15 @@ def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:
             for other, statements in also(found[name][0], records).items():
                 rows.append(row(sigma, f"{NOISES[name]}, {other}", statements))
         if "dssn" in same:
-            runs = {name: run_of(NOISES[name], found[name][0], same[name]) for name in same}
-            pairs += [(sigma, Pair.of(runs[name], runs["dssn"])) for name in ("ssn", "uniform") if name in runs]
+            ours = run_of("DSSN", found["dssn"][0], same["dssn"])
+            for name in ("ssn", "uniform"):
+                if name in same:
+                    pairs += paired_rows(sigma, NOISES[name], found[name][0], same[name], ours)
         panels[f"sigma = {sigma}, {len(common)} images"] = {NOISES[name]: records for name, records in same.items()}
         if len(found.get("dssn", (None, common))[1]) > len(common):
             whole[f"sigma = {sigma}"] = list(found["dssn"][1].values())
     show("Certified accuracy on the same images", rows)
-    for sigma, pair in pairs:
-        # No radius exceeds lam = sqrt(3) sigma, except inside the box.
-        table = pair.table([r for r in RADII if r <= 3**0.5 * float(sigma)])
-        show(f"sigma {sigma}: {table.title}", [dict(zip(table.columns, line, strict=True)) for line in table.rows])
-        print(f"\n{pair.note()}")
+    show("DSSN less the others: difference [95 % interval] McNemar p", pairs)
     if whole:
         show("DSSN on all images", [row(name, "DSSN", records) for name, records in whole.items()])
         panels[f"DSSN alone, {max(map(len, whole.values())):,} images"] = whole

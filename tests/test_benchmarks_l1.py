@@ -36,6 +36,8 @@ def test_l1_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["noise"] for row in rows] == ["uniform", "uniform, UniformBoxL1", "SSN", "DSSN"]
     assert {row["images"] for row in rows} == {"4"}
     shown = capsys.readouterr().out
-    assert "DSSN (second) less SSN (first), certified accuracy on the same 4 images" in shown
+    table = shown[shown.index("DSSN less the others") : shown.index("DSSN on all images")].splitlines()
+    assert [line.split(" | ")[1].strip() for line in table[4:-1]] == ["SSN", "uniform", "uniform, UniformBoxL1"]
+    assert all("[" in line for line in table[4:-1])
     assert "sigma = 1.0 | DSSN  | 6 " in shown
     assert (tmp_path / "curves.png").stat().st_size > 5000
