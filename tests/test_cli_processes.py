@@ -54,16 +54,16 @@ def begin() -> Iterator[Start]:
         process.communicate()
 
 
-def test_killed_twice_and_interrupted_once_the_records_are_those_of_one_run(tmp_path: Path, begin: Start) -> None:
+def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(tmp_path: Path, begin: Start) -> None:
     assert certify(tmp_path / "whole.jsonl", **LONG) == 0
     out = tmp_path / "r.jsonl"
-    for ending in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+    for ending, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 1)):
         before = _lines(out)
         process = begin(*certify_words(out, **LONG))
         _wait(lambda goal=before + 4: _lines(out) > goal, process)
         process.send_signal(ending)
         said, _ = process.communicate(timeout=60)
-        assert process.returncode == (1 if ending == signal.SIGINT else -signal.SIGKILL)
+        assert process.returncode == status
         assert before + 4 <= _lines(out) < 61  # Ctrl-C may come while a record is being written
     assert f"images are recorded in {out}: the same certification goes on from there" in said
     assert "Traceback" not in said

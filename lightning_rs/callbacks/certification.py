@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -98,6 +99,8 @@ class CertificationStage(SmoothingStage):
             self._mark = now
             if self._progress is not None:
                 self._progress.add_record(record)
+            if self.pl_trainer.received_sigterm:  # a scheduler's request, which Lightning's predict loop never heeds
+                raise SystemExit(128 + signal.SIGTERM)
         return batch["index"].tolist()
 
     def finish(self, trainer: pl.Trainer) -> list[Certification]:
