@@ -134,10 +134,7 @@ class Certifier:
     def describe(self) -> dict[str, Any]:
         """Return the configuration as plain values: what binds a record file."""
         return {
-            "certificates": [
-                {**certificate_to_dict(c), "name": c.name, "norm": c.norm, "alpha_split": dict(c.alpha_split)}
-                for c in self.certificates
-            ],
+            "certificates": [_described(c) for c in self.certificates],
             "n0": self.n0,
             "n": self.n,
             "alpha": self.alpha,
@@ -407,6 +404,14 @@ class Session:
             note="; ".join(notes),
             extra={name: values[row] for name, values in outcome.extra.items()},
         )
+
+
+def _described(certificate: Certificate) -> dict[str, Any]:
+    """Return what a record file says of a certificate."""
+    parts = {"name": certificate.name, "norm": certificate.norm, "alpha_split": dict(certificate.alpha_split)}
+    # A table that all images share: a statement about the whole set pays for it (Theorem 5: off rho).
+    spent = {"shared_failure": certificate.shared_failure} if certificate.shared_failure else {}
+    return {**certificate_to_dict(certificate), **parts, **spent}
 
 
 def _image_shape(images: Tensor) -> tuple[int, ...]:

@@ -58,7 +58,9 @@ from lightning_rs.evidence import Votes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerFamily, NormPowerNoise, PureLinfNoise, matched_sigma
-from lightning_rs.statistics.accuracy import empirical_bernstein_lower
+from lightning_rs.records import Header, RecordFile
+from lightning_rs.report import load_runs
+from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, simultaneous_tail_bounds
 from tests.certificates.brute_force import axial_grid, cube_grid, polar_grid, score_needed, worst_case
 from tests.oracles import oracle_cases
@@ -874,3 +876,24 @@ def test_coverage_through_the_certifier(name, alpha, images):
     zeros = np.zeros(images, dtype=np.int64)
     planted = certificate.certify(evidence, Setting(noise, 0.3, n, zeros, zeros + 1, (6,)))
     assert (planted.radius > r * (1 + 1e-9)).sum() > limit
+
+
+def test_the_budget_of_a_table_is_recorded_and_comes_off_rho(tmp_path):
+    """From the certifier to the bound on the set: rho - beta is what Theorem 5 has left."""
+    noise, beta, rho = MixedNormNoise(1.0, 2.0, 6, match="none"), 9e-4, 1e-3
+    certifier = Certifier([MixedNormLinf(beta=beta, draws=1000)], n0=10, n=100, alpha=0.01)
+    session = certifier.session(WorstCase(noise, "linf", 0.5, 1.0), noise, (1, 2, 3))
+    (entry,) = session.describe()["certificates"]
+    assert entry["shared_failure"] == beta
+    header = Header.create(session.describe(), data={"name": "none"}, indices=range(40))
+    with RecordFile(tmp_path / "run.jsonl", header) as file:
+        file.append(list(session.certify(torch.zeros(40, 1, 2, 3), [0] * 40)))
+    (run,) = load_runs([tmp_path / "run.jsonl"])
+    left, whole = (
+        float(certified_accuracy_lower_bound(run.hits([0.0]), 40, 0.01, r, "bernstein")[0]) for r in (rho - beta, rho)
+    )
+    assert 0.0 < left < whole
+    assert float(run.lower_bound([0.0], rho, "bernstein")[0]) == pytest.approx(left, rel=1e-12)
+    with pytest.raises(ValueError, match="rho must exceed the failure probability"):
+        run.lower_bound([0.0], beta, "bernstein")
+    assert "shared_failure" not in Certifier([NormPowerL2()]).describe()["certificates"][0]
