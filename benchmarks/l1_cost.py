@@ -14,9 +14,10 @@ from benchmarks.common import Row, alternate, environment, finish, parser, show,
 from benchmarks.splitting import gray_image
 from benchmarks.throughput import network_of
 from lightning_rs.certificates import Certificate, DeterministicSplittingL1, SplittingL1, UniformL1
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import DeterministicSplittingNoise, Noise, SplittingNoise, UniformNoise
-from lightning_rs.runtime import Runtime
+from lightning_rs.session import Session
 
 
 def images_of(session: Session, shape: Sequence[int]) -> Callable[[int], int]:

@@ -28,10 +28,11 @@ from lightning_rs.certificates import (
     SecondOrderL2,
     Setting,
 )
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import GradientSums, Votes
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.runtime import Runtime
+from lightning_rs.session import Session
 
 N = 100_000  # of the evidence on which radii alone are timed
 

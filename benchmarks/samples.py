@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from benchmarks.common import Row, environment, finish, parser, show
 from lightning_rs.budgets import DecideRadius, Group, Outcome, Selection, StagedSamples, Task
 from lightning_rs.certificates import GaussianL2
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.networks import build_network
 from lightning_rs.noise.base import Noise, noise_from_dict
 from lightning_rs.records import read_records
-from lightning_rs.runtime import Runtime
+from lightning_rs.session import Session
 from lightning_rs.statistics.sequential import StagedClopperPearson
 
 IntArray = NDArray[np.int64]

@@ -17,9 +17,10 @@ import torch
 
 from benchmarks.common import Row, environment, finish, parser, show
 from benchmarks.throughput import SHAPES, SIGMA, network_of
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.runtime import Runtime
+from lightning_rs.session import Session
 
 
 def session_of(name: str, shape: tuple[int, ...], n: int, args: Any, n0: int = 100) -> Session:

@@ -17,10 +17,10 @@ from torch import Tensor
 from benchmarks.common import Row, alternate, environment, finish, parser, show, spread
 from benchmarks.throughput import SHAPES as SHAPES_OF_ALL
 from benchmarks.throughput import engine, forward_only, network_of
+from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import EnumeratedVotes
 from lightning_rs.noise import DeterministicSplittingNoise, GaussianNoise
-from lightning_rs.runtime import Runtime
-from lightning_rs.sampling import Sampler
 
 # A network so cheap that the noise is a good part of the work.
 SHAPES = {**SHAPES_OF_ALL, "small_cnn": (3, 32, 32)}

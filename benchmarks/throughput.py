@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.common import Row, alternate, environment, finish, parser, show, spread
+from lightning_rs.engine.runtime import PreparedNetwork, Runtime
+from lightning_rs.engine.sampler import Sampler
+from lightning_rs.engine.workers import one_thread
 from lightning_rs.evidence import Votes
 from lightning_rs.networks import build_network
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.runtime import PreparedNetwork, Runtime
-from lightning_rs.sampling import Sampler
-from lightning_rs.workers import one_thread
 
 SIGMA = 0.5
 SHAPES: dict[str, tuple[int, int, int]] = {

@@ -10,12 +10,13 @@ Without Lightning, three lines::
 from lightning_rs.budgets import DecideGridRadius, DecideRadius, FixedSamples, RandomizedBound, StagedSamples
 from lightning_rs.certificates import *  # noqa: F403  (its __all__ is explicit)
 from lightning_rs.certificates import __all__ as _certificates
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.networks import available_networks, build_network, load_cohen_checkpoint
 from lightning_rs.noise import *  # noqa: F403
 from lightning_rs.noise import __all__ as _noises
 from lightning_rs.records import Certification, read_records
-from lightning_rs.runtime import Runtime
+from lightning_rs.session import Session
 
 __version__ = "0.1.0"
 

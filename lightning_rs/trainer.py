@@ -13,15 +13,20 @@ import torch
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
-from lightning_rs.callbacks import CertificationStage, PredictionStage, SmoothingStage
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
-from lightning_rs.console import CALLBACKS_OF_TRAINING
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.records import Certification
+from lightning_rs.stages import CertificationStage, PredictionStage, SmoothingStage
 
 # What Lightning understands instead of a path.
 _KEYWORDS = ("best", "last", "hpc", "registry")
+
+
+# The callbacks of the training have nothing to do in the other stages, which have folders of their own.
+CALLBACKS_OF_TRAINING = (
+    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint|The dirpath has changed from "
+)
 
 
 class Trainer(pl.Trainer):

@@ -19,8 +19,8 @@ from lightning_rs.certificates import GaussianL1, GaussianLinf
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.data import Digits
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.runtime import Runtime
 from tests.helpers import HalfSpace
 from tests.test_report import from_votes, save
 

@@ -20,13 +20,13 @@ from lightning_rs.certificates.second_order import SecondOrderL2
 from lightning_rs.certificates.splitting import DeterministicSplittingL1
 from lightning_rs.certificates.uniform import UniformL1
 from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.records import Certification
-from lightning_rs.runtime import Runtime
-from lightning_rs.sampling import Sampler
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, randomized_clopper_pearson_tail
 from lightning_rs.statistics.sequential import StagedClopperPearson
 from tests.helpers import HalfSpace

@@ -16,13 +16,13 @@ from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.certificates.splitting import DeterministicSplittingL1, splitting_votes_distance
 from lightning_rs.certifier import Certifier
 from lightning_rs.cli import main
+from lightning_rs.engine.runtime import Probe, Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import EnumeratedVotes, Votes
 from lightning_rs.metrics import average_certified_radius, certified_accuracy
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import Certification, read_records
-from lightning_rs.runtime import Probe, Runtime
-from lightning_rs.sampling import Sampler
 
 Q, SHAPE = 15, (1, 2, 3)
 RUNTIME = Runtime(micro_batch=16)

@@ -45,6 +45,7 @@ from lightning_rs.certificates.splitting import DeterministicSplittingL1, Splitt
 from lightning_rs.certificates.subspace import ChannelL2, FirstOrderSubspaceL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLinf, UniformTwoClassL1
 from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import (
     EnumeratedVotes,
     Evidence,
@@ -61,7 +62,6 @@ from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
-from lightning_rs.runtime import Runtime
 from tests.helpers import HalfSpace
 
 SHAPE = (3, 2, 2)

@@ -22,15 +22,16 @@ from lightning_rs.certificates.second_order import SecondOrderL2
 from lightning_rs.certificates.splitting import DeterministicSplittingL1, SplittingL1
 from lightning_rs.certificates.subspace import ChannelL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Probe, Runtime
+from lightning_rs.engine.streams import Streams
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.records import Certification, Header, RecordFile
 from lightning_rs.report import load_runs, recompute
-from lightning_rs.runtime import Probe, Runtime
-from lightning_rs.streams import Streams
+from lightning_rs.session import Session
 from tests.helpers import HalfSpace, tiny_cnn
 
 SHAPE = (2, 6, 6)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lightning_rs.data
-from lightning_rs.callbacks import natural_certificate
+from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.networks import state_dict_sha256

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from lightning_rs.cli import main
-from lightning_rs.defaults import checkpoint_defaults
+from lightning_rs.cli.defaults import checkpoint_defaults
 from lightning_rs.records import body_lines, read_records, read_seconds
 from tests.driving import ONE_THREAD, PLAIN, ROOT, SIGMA, certify, indices, run, trained
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_rs.cli import main
-from lightning_rs.console import shorten
+from lightning_rs.cli.console import shorten
 from lightning_rs.data.sources import ArraySource
 from tests.driving import PLAIN, certify, run, trained
 
@@ -184,7 +184,7 @@ def test_interrupts_outside_lightning(monkeypatch: pytest.MonkeyPatch, capsys: p
     def interrupted(words: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_rs.cli._run", interrupted)
+    monkeypatch.setattr("lightning_rs.cli.lightning._run", interrupted)
     assert main(["fit"]) == 1
     assert "interrupted" in capsys.readouterr().err
 

@@ -57,6 +57,7 @@ from lightning_rs.certificates.splitting import SplittingL1
 from lightning_rs.certificates.subspace import ChannelL2
 from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLinf
 from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import Evidence, PairVotes, Votes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
@@ -65,7 +66,6 @@ from lightning_rs.noise.norm_power import NormPowerNoise
 from lightning_rs.noise.splitting import SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.records import Certification
-from lightning_rs.runtime import Runtime
 from lightning_rs.statistics.binomial import clopper_pearson_lower, clopper_pearson_tail_upper
 from lightning_rs.statistics.binomial import randomized_clopper_pearson_tail as randomized_tail
 from tests.helpers import HalfSpace

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 import lightning_rs.noise as noise_package
+from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import EnumeratedVotes, Votes
 from lightning_rs.noise.base import AdditiveNoise, EnumeratedNoise, Noise, noise_from_dict, noise_to_dict
 from lightning_rs.noise.gaussian import GaussianNoise
@@ -26,8 +28,6 @@ from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
-from lightning_rs.runtime import Runtime
-from lightning_rs.sampling import Sampler
 from tests.helpers import HalfSpace
 
 SHAPE = (2, 3, 4)

@@ -15,7 +15,7 @@ import pytest
 from scipy import special, stats
 
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
-from lightning_rs.commands import export_main, import_main, merge_main, report_main
+from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
 from lightning_rs.metrics import average_certified_radius, certified_accuracy
 from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile, body_lines, read_records
 from lightning_rs.report import FORMATS, load_runs, recompute, report

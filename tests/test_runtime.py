@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import PreparedNetwork, Probe, Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import Votes
 from lightning_rs.networks.checkpoints import state_dict_sha256
 from lightning_rs.networks.normalize import Normalize
 from lightning_rs.noise.gaussian import GaussianNoise
-from lightning_rs.runtime import PreparedNetwork, Probe, Runtime
-from lightning_rs.sampling import Sampler
 from tests.helpers import HalfSpace, tiny_cnn
 
 SHAPE = (2, 6, 6)

@@ -10,6 +10,8 @@ import scipy.stats
 import torch
 from torch import nn
 
+from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import (
     Evidence,
     GradientSums,
@@ -21,8 +23,6 @@ from lightning_rs.evidence import (
     Votes,
 )
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.runtime import Runtime
-from lightning_rs.sampling import Sampler
 from tests.helpers import HalfSpace, tiny_cnn
 
 SHAPE = (2, 6, 6)

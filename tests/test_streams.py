@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 import torch
 
-from lightning_rs.streams import Streams, chunk_size, fresh_seed
+from lightning_rs.engine.streams import Streams, chunk_size, fresh_seed
 
 
 def draw(streams: Streams, image: int, part: int = 0, chunk: int = 0, size: int = 1000) -> torch.Tensor:

@@ -12,11 +12,11 @@ import pytest
 import yaml
 from scipy import integrate, stats
 
-from lightning_rs.certificates import _linf_table
-from lightning_rs.certificates._linf_statistics import MixedCorner, PureCorner
 from lightning_rs.certificates.dual import gaussian_discrepancy
 from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy, radius_ratio_to_gaussian
 from lightning_rs.cli import main
+from lightning_rs.numerics import linf_table
+from lightning_rs.numerics.linf_statistics import MixedCorner, PureCorner
 from lightning_rs.records import import_tsv
 from lightning_rs.studies import (
     AlgorithmTwo,
@@ -63,7 +63,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv(_linf_table.CACHE, str(tmp_path_factory.getbasetemp() / "tables"))
+    monkeypatch.setenv(linf_table.CACHE, str(tmp_path_factory.getbasetemp() / "tables"))
 
 
 def quiet(line: str) -> None:

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from lightning_rs.certificates import GaussianL2
 from lightning_rs.certifier import Certifier
 from lightning_rs.data import Digits
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import DeterministicSplittingNoise, GaussianNoise, UniformNoise
 from lightning_rs.records import body_lines, read_records
-from lightning_rs.runtime import Runtime
 from lightning_rs.trainer import check_checkpoint
 from tests.training import classifier, same, trainer, weights
 
@@ -62,7 +62,7 @@ def test_a_trained_model_is_certified_from_its_best_checkpoint(tmp_path: Path) -
 
 
 def test_without_a_certifier_the_noise_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_rs.callbacks import CertificationStage
+    from lightning_rs.stages import CertificationStage
 
     monkeypatch.setattr(CertificationStage, "default_n", 200)
     (record,) = trainer(tmp_path).certify(classifier(noise=UniformNoise(lam=0.4)), Digits(max=1))

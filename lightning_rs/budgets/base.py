@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting
+from lightning_rs.engine.sampler import Sampler
+from lightning_rs.engine.streams import Purpose
 from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
 from lightning_rs.noise.base import EnumeratedNoise, Noise
-from lightning_rs.sampling import Sampler
-from lightning_rs.streams import Purpose
 
 IntArray = NDArray[np.int64]
 Mode = Literal["fixed", "staged", "decision", "randomized"]

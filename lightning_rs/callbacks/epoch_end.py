@@ -10,15 +10,15 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
-from lightning_rs.callbacks.logging import certification_metrics, metric_radii
-from lightning_rs.callbacks.natural import natural_certificate
-from lightning_rs.callbacks.ranks import gather
+from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.loggers import certification_metrics, metric_radii
 from lightning_rs.noise import Noise
 from lightning_rs.records import Certification
+from lightning_rs.stages.ranks import gather
 
 # A fast development run wants to see that it works, not what comes out.
 _FEW = 4

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytorch_lightning as pl
 import torch
 
-from lightning_rs.callbacks.logging import log_figure
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.loggers import log_figure
 from lightning_rs.plots import image_grid
 
 

@@ -9,7 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from lightning_rs.certificates._gaussian import (
+from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes
+from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, at, read
+from lightning_rs.checks import FloatArray, as_count, check_alpha, check_nonnegative, check_positive, check_probability
+from lightning_rs.evidence import Evidence, PairGradientSums, PairVotes
+from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.gaussian import (
     EPS,
     SMALLEST_TAIL,
     SQRT_2PI,
@@ -20,12 +25,7 @@ from lightning_rs.certificates._gaussian import (
     tail_value,
     worst_interval,
 )
-from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes
-from lightning_rs.certificates._rounding import round_down
-from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, at, read
-from lightning_rs.checks import FloatArray, as_count, check_alpha, check_nonnegative, check_positive, check_probability
-from lightning_rs.evidence import Evidence, PairGradientSums, PairVotes
-from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.rounding import round_down
 from lightning_rs.statistics.binomial import clopper_pearson_lower
 from lightning_rs.statistics.gradient import ALPHA_SHARES
 

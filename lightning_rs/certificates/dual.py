@@ -21,7 +21,6 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 from torch import Tensor
 
-from lightning_rs.certificates._search import maximise
 from lightning_rs.checks import (
     FloatArray,
     as_float64,
@@ -31,6 +30,7 @@ from lightning_rs.checks import (
     check_positive,
     check_probability,
 )
+from lightning_rs.numerics.search import maximise
 from lightning_rs.statistics.binomial import clopper_pearson_lower
 
 

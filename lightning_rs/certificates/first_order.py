@@ -1,8 +1,8 @@
 """First-order certificates (Mohapatra et al. 2020, Theorem 3): l1, l-infinity and subspace radii from the gradient.
 
 The theorem for k = 1, value and gradient of the smoothed probability at x, along one direction. A further local
-constraint of their general framework (equation 2) would be one more multiplier in ``_dual``; k = 0 is Cohen's radius
-and the l2 radius for k = 1 is the second-order one (:mod:`lightning_rs.certificates.second_order`).
+constraint of their general framework (equation 2) would be one more multiplier in ``numerics.dual``; k = 0 is Cohen's
+radius and the l2 radius for k = 1 is the second-order one (:mod:`lightning_rs.certificates.second_order`).
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lightning_rs.certificates._dual import LARGEST_RADIUS, Problem, dual_radius, solve, start
-from lightning_rs.certificates._gaussian import bounded_tail, given, profile
-from lightning_rs.certificates._rounding import round_down
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_lower_bound
 from lightning_rs.checks import FloatArray, IntArray, as_float64, check_nonnegative, check_positive
+from lightning_rs.numerics.dual import LARGEST_RADIUS, Problem, dual_radius, solve, start
+from lightning_rs.numerics.gaussian import bounded_tail, given, profile
+from lightning_rs.numerics.rounding import round_down
 
 #: Problems that are solved at once, to bound memory.
 _BATCH = 1000

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
-from lightning_rs.certificates._gaussian import given
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, at, read
 from lightning_rs.checks import (
     FloatArray,
@@ -22,6 +21,7 @@ from lightning_rs.checks import (
 )
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.gaussian import given
 from lightning_rs.statistics.binomial import Method, clopper_pearson_tail_upper, simultaneous_tail_bounds
 
 #: More than the relative error of ``ndtri`` and of the few operations after it (both below 2 ulps each).

@@ -7,10 +7,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_rs.certificates._rounding import round_down
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
 from lightning_rs.checks import FloatArray, check_positive, tail_of
 from lightning_rs.noise.laplace import LaplaceNoise
+from lightning_rs.numerics.rounding import round_down
 
 
 def laplace_l1_radius(

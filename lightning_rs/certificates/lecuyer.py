@@ -7,11 +7,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_rs.certificates._gaussian import given
-from lightning_rs.certificates._rounding import round_down
-from lightning_rs.certificates._search import maximise
 from lightning_rs.certificates.gaussian_l2 import TwoClassCertificate
 from lightning_rs.checks import FloatArray, as_float64, check_positive, check_probability, tail_of
+from lightning_rs.numerics.gaussian import given
+from lightning_rs.numerics.rounding import round_down
+from lightning_rs.numerics.search import maximise
 
 _EPS = float(np.finfo(np.float64).eps)
 

@@ -13,9 +13,6 @@ from numpy.typing import ArrayLike
 from scipy.interpolate import CubicSpline
 from scipy.special import ndtr, ndtri
 
-from lightning_rs.certificates._gaussian import given
-from lightning_rs.certificates._norm_power_quadrature import QUADRATURE_ERROR, converged_law, increasing_root
-from lightning_rs.certificates._norm_power_two_class import LARGEST, SMALLEST, two_class_table
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.checks import (
@@ -30,6 +27,9 @@ from lightning_rs.checks import (
 )
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.norm_power import SMALLEST_GAP, NormPowerNoise, matched_sigma
+from lightning_rs.numerics.gaussian import given
+from lightning_rs.numerics.norm_power_quadrature import QUADRATURE_ERROR, converged_law, increasing_root
+from lightning_rs.numerics.norm_power_two_class import LARGEST, SMALLEST, two_class_table
 from lightning_rs.statistics.binomial import simultaneous_tail_bounds
 
 SCORES = (1e-3, 8.3)  # the table spans Phi^-1(p) from 0.0004 above one half to 5e-17 below one

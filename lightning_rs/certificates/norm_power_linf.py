@@ -6,8 +6,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
-from lightning_rs.certificates._gaussian import given
-from lightning_rs.certificates._linf_table import TableSettings, linf_table
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
 from lightning_rs.checks import (
     FloatArray,
@@ -19,6 +17,8 @@ from lightning_rs.checks import (
     tail_of,
 )
 from lightning_rs.noise.norm_power import SMALLEST_GAP, MixedNormNoise, PureLinfNoise
+from lightning_rs.numerics.gaussian import given
+from lightning_rs.numerics.linf_table import TableSettings, linf_table
 
 BETA = 1e-4
 DRAWS = 100_000

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlog1py
 
-from lightning_rs.certificates._gaussian import given
-from lightning_rs.certificates._search import maximise
 from lightning_rs.certificates.gaussian_l2 import TwoClassCertificate
 from lightning_rs.certificates.lecuyer import two_class_arguments
 from lightning_rs.checks import FloatArray, check_positive
+from lightning_rs.numerics.gaussian import given
+from lightning_rs.numerics.search import maximise
 
 _EPS = float(np.finfo(np.float64).eps)
 #: A smaller ``p_upper`` is treated as this one: sound (the radius decreases in it), and the logarithms stay finite.

@@ -8,7 +8,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_rs.certificates._gaussian import (
+from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
+from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
+from lightning_rs.checks import FloatArray, check_choice, check_nonnegative, check_positive, check_probability
+from lightning_rs.evidence import Evidence, GradientSums, PairProducts, Votes
+from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.gaussian import (
     SMALLEST_TAIL,
     Term,
     bounded_tail,
@@ -19,13 +24,8 @@ from lightning_rs.certificates._gaussian import (
     tail_value,
     worst_interval,
 )
-from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
-from lightning_rs.certificates._regions import qualified
-from lightning_rs.certificates._rounding import round_down
-from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
-from lightning_rs.checks import FloatArray, check_choice, check_nonnegative, check_positive, check_probability
-from lightning_rs.evidence import Evidence, GradientSums, PairProducts, Votes
-from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.regions import qualified
+from lightning_rs.numerics.rounding import round_down
 from lightning_rs.statistics.gradient import ALPHA_SHARES, levine_scaled_gradient_upper
 
 

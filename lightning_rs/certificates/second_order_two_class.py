@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rs.certificates._gaussian import profile
 from lightning_rs.certificates._gradient_evidence import GradientMeans, top_tail
 from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, at, read
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_two_class_l2_radius
 from lightning_rs.checks import FloatArray
 from lightning_rs.evidence import Evidence, GradientSums, RunnerUpGradientSums, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.gaussian import profile
 from lightning_rs.statistics.binomial import clopper_pearson_upper
 from lightning_rs.statistics.gradient import ALPHA_SHARES
 

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rs.certificates._gaussian import profile
 from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, l2_bounds, top_tail
-from lightning_rs.certificates._regions import check_region, qualified, region_mask
 from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
 from lightning_rs.certificates.first_order import first_order_subspace_l2_radius
 from lightning_rs.checks import FloatArray
 from lightning_rs.evidence import Evidence, GradientSums, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.gaussian import profile
+from lightning_rs.numerics.regions import check_region, qualified, region_mask
 from lightning_rs.statistics.gradient import ALPHA_SHARES, Interval
 
 

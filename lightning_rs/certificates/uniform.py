@@ -9,7 +9,6 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_rs.certificates._rounding import round_down
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
 from lightning_rs.checks import (
     FloatArray,
@@ -24,6 +23,7 @@ from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
+from lightning_rs.numerics.rounding import round_down
 from lightning_rs.statistics.binomial import simultaneous_tail_bounds
 
 

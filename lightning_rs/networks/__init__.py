@@ -1,11 +1,10 @@
-"""Base networks: by name, with normalisation as first layer; folding, checkpoints, fingerprints."""
+"""Base networks: by name, with normalisation as first layer; checkpoints, fingerprints."""
 
 from __future__ import annotations
 
 from lightning_rs.networks.build import available_networks, build_network
 from lightning_rs.networks.checkpoints import CheckpointInfo, load_cohen_checkpoint, state_dict_sha256
 from lightning_rs.networks.cifar_resnet import CifarResNet
-from lightning_rs.networks.fold import fold_batchnorm
 from lightning_rs.networks.normalize import Normalize
 from lightning_rs.networks.pooling import LowResolution
 from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
@@ -23,7 +22,6 @@ __all__ = [
     "WideResNet",
     "available_networks",
     "build_network",
-    "fold_batchnorm",
     "load_cohen_checkpoint",
     "state_dict_sha256",
 ]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lightning_rs.certificates._linf_statistics import CornerFamily, sign_patterns
 from lightning_rs.checks import FloatArray
+from lightning_rs.numerics.linf_statistics import CornerFamily, sign_patterns
 
 PATTERNS = 8
 AT_A_TIME = 4_000_000

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lightning_rs.certificates._linf_statistics import MixedCorner, PureCorner
 from lightning_rs.certificates.dual import gaussian_discrepancy
 from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy
 from lightning_rs.checks import FloatArray, check_at_least, check_positive
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerFamily, NormPowerNoise, PureLinfNoise
+from lightning_rs.numerics.linf_statistics import MixedCorner, PureCorner
 from lightning_rs.plots.style import COLOURS, STYLES, finish
 from lightning_rs.studies._corner import CornerSample
 from lightning_rs.studies.base import Row, Say, Study, StudyResult, check_powers

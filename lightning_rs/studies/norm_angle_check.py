@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.special import ndtr, ndtri
 
-from lightning_rs.certificates._norm_power_quadrature import converged_law
 from lightning_rs.certificates.norm_power_l2 import norm_power_l2_radius
 from lightning_rs.checks import FloatArray, check_at_least, check_positive
+from lightning_rs.numerics.norm_power_quadrature import converged_law
 from lightning_rs.studies.base import Row, Say, Study, StudyResult, check_powers
 
 CHUNK = 200_000

@@ -15,8 +15,8 @@ from lightning_rs.callbacks import EpochEndCertification, NoisyImageGrid
 from lightning_rs.certifier import Certifier
 from lightning_rs.data import Digits
 from lightning_rs.data.sources import Source
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import LaplaceNoise
-from lightning_rs.runtime import Runtime
 from tests.training import classifier, same, trainer, weights
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_rs.callbacks.files import RecordSet
 from lightning_rs.records import Certification, Header, RecordFile, body_lines, read_seconds, sidecar_path
+from lightning_rs.stages.files import RecordSet
 
 BINDING = {"n": 100, "runtime": {"micro_batch": 64}}
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pytorch_lightning.loggers import CSVLogger
 
-from lightning_rs.callbacks import log_certifications, natural_certificate, run_directory, summary
-from lightning_rs.callbacks.logging import certification_metrics, metric_radii
-from lightning_rs.callbacks.ranks import Share, gather
 from lightning_rs.certificates import GaussianL2, UniformL1
+from lightning_rs.certificates.natural import natural_certificate
+from lightning_rs.loggers import certification_metrics, log_certifications, metric_radii, run_directory, summary
 from lightning_rs.noise import GaussianNoise, Noise, UniformNoise
 from lightning_rs.records import Certification
+from lightning_rs.stages.ranks import Share, gather
 from tests.training import trainer
 
 

@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from lightning_rs.callbacks.progress import Progress, duration
 from lightning_rs.records import Certification
+from lightning_rs.stages.progress import Progress, duration
 
 
 class Clock:

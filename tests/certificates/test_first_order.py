@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from scipy.special import ndtr
 from scipy.stats import norm
 
-from lightning_rs.certificates._dual import Problem, solve, start
-from lightning_rs.certificates._quadrature import Multipliers, expectations
 from lightning_rs.certificates.first_order import (
     first_order_l1_radius,
     first_order_linf_radius,
@@ -23,6 +21,8 @@ from lightning_rs.certificates.first_order import (
 )
 from lightning_rs.certificates.first_order_norms import FirstOrderLinf
 from lightning_rs.certificates.second_order import second_order_l2_radius
+from lightning_rs.numerics.dual import Problem, solve, start
+from lightning_rs.numerics.quadrature import Multipliers, expectations
 from tests.certificates.gaussian_programs import first_order_program
 from tests.oracles import oracle_cases
 

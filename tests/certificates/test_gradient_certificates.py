@@ -13,7 +13,6 @@ from scipy.stats import binomtest, norm
 from torch import Tensor, nn
 
 from lightning_rs.certificates._gradient_evidence import INFEASIBLE, NO_GAIN
-from lightning_rs.certificates._regions import region_mask
 from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, Setting
 from lightning_rs.certificates.dipole import DipoleGradientL2, DipoleL2
 from lightning_rs.certificates.first_order_norms import FirstOrderL1, FirstOrderLinf
@@ -21,10 +20,11 @@ from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.certificates.second_order import SecondOrderL2
 from lightning_rs.certificates.subspace import ChannelL2, FirstOrderSubspaceL2
 from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import Evidence, GradientSums, PairGradientSums, PairProducts, PairVotes, Plan, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
-from lightning_rs.runtime import Runtime
-from lightning_rs.sampling import Sampler
+from lightning_rs.numerics.regions import region_mask
 from tests.helpers import HalfSpace
 
 SHAPE = (3, 2, 4)

@@ -14,25 +14,6 @@ import torch
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
-from lightning_rs.certificates import _linf_table
-from lightning_rs.certificates._linf_statistics import (
-    CornerFamily,
-    MixedCorner,
-    PureCorner,
-    sign_patterns,
-    signed_extremes,
-)
-from lightning_rs.certificates._linf_table import (
-    LinfTable,
-    TableSettings,
-    build_table,
-    cache_path,
-    linf_table,
-    read_table,
-)
-from lightning_rs.certificates._norm_power_quadrature import LogRatioLaw, converged_law
-from lightning_rs.certificates._norm_power_two_class import exact_two_class_radius
-from lightning_rs.certificates._tail_bounds import median_order_index, one_step_tail_lower, two_step_tail_lower
 from lightning_rs.certificates.base import Certificate, Setting
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.certificates.norm_power_l2 import (
@@ -58,6 +39,25 @@ from lightning_rs.evidence import Votes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerFamily, NormPowerNoise, PureLinfNoise, matched_sigma
+from lightning_rs.numerics import linf_table as tables
+from lightning_rs.numerics.linf_statistics import (
+    CornerFamily,
+    MixedCorner,
+    PureCorner,
+    sign_patterns,
+    signed_extremes,
+)
+from lightning_rs.numerics.linf_table import (
+    LinfTable,
+    TableSettings,
+    build_table,
+    cache_path,
+    linf_table,
+    read_table,
+)
+from lightning_rs.numerics.norm_power_quadrature import LogRatioLaw, converged_law
+from lightning_rs.numerics.norm_power_two_class import exact_two_class_radius
+from lightning_rs.numerics.tail_bounds import median_order_index, one_step_tail_lower, two_step_tail_lower
 from lightning_rs.records import Header, RecordFile
 from lightning_rs.report import load_runs
 from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
@@ -69,7 +69,7 @@ from tests.oracles import oracle_cases
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
     """Tables of these tests go to one temporary directory, never to the user's."""
-    monkeypatch.setenv(_linf_table.CACHE, str(tmp_path_factory.getbasetemp() / "tables"))
+    monkeypatch.setenv(tables.CACHE, str(tmp_path_factory.getbasetemp() / "tables"))
 
 
 def one(x: float) -> np.ndarray:
@@ -444,7 +444,7 @@ def test_log_ratio_from_statistics(family, ratio, monkeypatch):
         out.copy_(torch.randn(out.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
         kept["z"] = out.clone()
 
-    monkeypatch.setattr("lightning_rs.certificates._linf_statistics.fill_mixed_norm_", keep)
+    monkeypatch.setattr("lightning_rs.numerics.linf_statistics.fill_mixed_norm_", keep)
     signs = sign_patterns(40, 4, torch.Generator().manual_seed(1))
     seen = family.draw(9, signs, torch.Generator())
     for r in (1e-3, 0.2, 3.0):
@@ -562,7 +562,7 @@ def test_tables_fail_no_more_often_than_beta_and_a_planted_mistake_is_caught(mon
         planted.append(np.exp(m) * np.maximum(mean - 0.5, 0.0))
         return one_step_tail_lower(mean, variance, n, beta, m)
 
-    monkeypatch.setattr(_linf_table, "one_step_tail_lower", spy)
+    monkeypatch.setattr(tables, "one_step_tail_lower", spy)
     for seed in range(25):
         table = build_table(small("mixed", 4, 0.0, 2.0, beta=0.1, draws=1000, patterns=2, seed=seed))
         inside = (table.radii > 0.005) & (table.radii < 2.0)
@@ -580,7 +580,7 @@ def test_table_hands_the_right_numbers_to_the_bound(monkeypatch):
         seen.update(mean=mean, variance=variance, n=n, beta=beta, m=m)
         return one_step_tail_lower(mean, variance, n, beta, m)
 
-    monkeypatch.setattr(_linf_table, "one_step_tail_lower", spy)
+    monkeypatch.setattr(tables, "one_step_tail_lower", spy)
     table = build_table(settings)
     assert seen["n"] == 2500
     assert seen["beta"] * len(table.radii) == pytest.approx(1e-3)
@@ -593,7 +593,7 @@ def test_table_hands_the_right_numbers_to_the_bound(monkeypatch):
         m = float(law.log_ratio(pilot, r).median())
         assert seen["m"][j] == pytest.approx(m, rel=1e-9)
         weight = np.concatenate([np.minimum(1, np.exp(law.log_ratio(c, r).numpy() - m)).mean(1) for c in chunks])
-        assert seen["mean"][j] == pytest.approx(weight.mean() - _linf_table.LAW_ERROR, rel=1e-9)
+        assert seen["mean"][j] == pytest.approx(weight.mean() - tables.LAW_ERROR, rel=1e-9)
         assert seen["variance"][j] == pytest.approx(weight.var(ddof=1), rel=1e-9)
 
 
@@ -633,7 +633,7 @@ def test_cache_round_trip_and_every_kind_of_damage(monkeypatch, caplog):
     settings = small("pure", 6, 2.0, draws=1000, seed=11)
     built = []
     original = build_table
-    monkeypatch.setattr(_linf_table, "build_table", lambda s: built.append(s) or original(s))
+    monkeypatch.setattr(tables, "build_table", lambda s: built.append(s) or original(s))
     fresh = linf_table.__wrapped__(settings)
     path = cache_path(settings)
     again = linf_table.__wrapped__(settings)
@@ -663,7 +663,7 @@ def test_cache_round_trip_and_every_kind_of_damage(monkeypatch, caplog):
 def test_unwritable_cache_only_costs_time(monkeypatch, tmp_path, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("")
-    monkeypatch.setenv(_linf_table.CACHE, str(blocked))
+    monkeypatch.setenv(tables.CACHE, str(blocked))
     with caplog.at_level(logging.WARNING):
         assert (linf_table.__wrapped__(small("pure", 5, 1.0, draws=1000)).tails > 0).any()
     assert "could not be stored" in caplog.text

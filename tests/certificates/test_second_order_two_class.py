@@ -21,9 +21,9 @@ from lightning_rs.certificates.second_order import (
 )
 from lightning_rs.certificates.second_order_two_class import TOO_LARGE, SecondOrderTwoClassL2
 from lightning_rs.certifier import Certifier
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import Evidence, GradientSums, RunnerUpGradientSums, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
-from lightning_rs.runtime import Runtime
 from lightning_rs.statistics.gradient import scaled_gradient_l2_interval
 
 SIGMA, ALPHA, DIM = 0.5, 0.001, 6

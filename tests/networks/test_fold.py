@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrizations
 
-from lightning_rs.networks import Normalize, build_network, fold_batchnorm
+from lightning_rs.engine.compile.fold import fold_batchnorm
+from lightning_rs.networks import Normalize, build_network
 from lightning_rs.networks.normalize import Center
 
 PADDED = "the mean is still subtracted"

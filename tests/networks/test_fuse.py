@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_rs.engine.compile.fold import fold_batchnorm
+from lightning_rs.engine.compile.fuse import fuse_for_cpu
+from lightning_rs.engine.compile.fused_layers import FusedConv2d, PairedConv2d, flatten_as_stored, max_of_squares
 from lightning_rs.networks import build_network
-from lightning_rs.networks.fold import fold_batchnorm
-from lightning_rs.networks.fuse import fuse_for_cpu
-from lightning_rs.networks.fused_layers import FusedConv2d, PairedConv2d, flatten_as_stored, max_of_squares
 
 
 def batch(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

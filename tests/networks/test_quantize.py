@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from lightning_rs import Certifier, GaussianNoise
 from lightning_rs.certificates import DeterministicSplittingL1
+from lightning_rs.engine.compile.fused_layers import FusedConv2d
+from lightning_rs.engine.compile.quantize import synthetic_images
+from lightning_rs.engine.compile.quantized_layers import Grid, QuantizedConv2d, QuantizedLinear, integer_weights
+from lightning_rs.engine.runtime import PreparedNetwork, Runtime
 from lightning_rs.networks import build_network
-from lightning_rs.networks.fused_layers import FusedConv2d
-from lightning_rs.networks.quantize import synthetic_images
-from lightning_rs.networks.quantized_layers import Grid, QuantizedConv2d, QuantizedLinear, integer_weights
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
-from lightning_rs.runtime import PreparedNetwork, Runtime
 
 pytestmark = pytest.mark.skipif(
     not hasattr(torch.ops.onednn, "qconv2d_pointwise") or not torch.backends.mkldnn.is_available(),

@@ -11,13 +11,13 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_rs.callbacks.logging import run_directory
-from lightning_rs.callbacks.progress import duration
-from lightning_rs.callbacks.ranks import on_rank_zero
-from lightning_rs.callbacks.stage import SmoothingStage
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.loggers import run_directory
 from lightning_rs.noise import EnumeratedNoise
+from lightning_rs.stages.base import SmoothingStage
+from lightning_rs.stages.progress import duration
+from lightning_rs.stages.ranks import on_rank_zero
 
 _COLUMNS = ("index", "label", "prediction", "abstain", "p_value", "n", "alpha", "seed")
 

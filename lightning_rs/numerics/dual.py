@@ -5,7 +5,7 @@ are independent N(0, 1). By weak duality, for any a, b >= 0 and c > 0,
 
     1 - value  <=  D(a, b, c) = a tail - b m1 - c m2 + E h(B),      B(x) = e^{rx - r^2/2} - a - b x,
 
-(the multipliers of the three constraints; h as in ``_quadrature``). D is convex. It is written in the tail, so that
+(the multipliers of the three constraints; h as in ``quadrature``). D is convex. It is written in the tail, so that
 nothing cancels for p near 1. Whatever the solver returns, D plus the quadrature's error bound is sound.
 """
 
@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from lightning_rs.certificates._gaussian import EPS, density, worst_interval
-from lightning_rs.certificates._quadrature import Expectations, Multipliers, crossings, expectations
 from lightning_rs.checks import FloatArray
+from lightning_rs.numerics.gaussian import EPS, density, worst_interval
+from lightning_rs.numerics.quadrature import Expectations, Multipliers, crossings, expectations
 
 #: Radii above this many sigma are reported as this many (the theorem's radius is unbounded for extreme gradients).
 LARGEST_RADIUS = 30.0

@@ -25,15 +25,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightning_rs.certificates._linf_statistics import (
+from lightning_rs.checks import FloatArray
+from lightning_rs.numerics.linf_statistics import (
     CornerFamily,
     CornerStatistics,
     MixedCorner,
     PureCorner,
     sign_patterns,
 )
-from lightning_rs.certificates._tail_bounds import one_step_tail_lower
-from lightning_rs.checks import FloatArray
+from lightning_rs.numerics.tail_bounds import one_step_tail_lower
 
 FORMAT = 1
 #: The radii span Phi^-1(p) from 0.02 to 0.25 coarsely and from there to 5.2 in steps of about 1 %.

@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 
 import lightning_rs.certificates
 import lightning_rs.noise
-from lightning_rs.callbacks import natural_certificate
+from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.classifiers.base import CHECKPOINT_KEY
 
 # What the model learns from the data instead of being told twice.

@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning_rs.trainer import CALLBACKS_OF_TRAINING
+
 # Third-party warnings that say nothing about the user's run, by name, with the reason.
 _IGNORED = (
     # PyTorch Lightning asks torch for a class that torch renamed.
@@ -20,10 +22,6 @@ _IGNORED = (
     r"Total length of `.*` across ranks is zero.*",
     # A certification stage writes its results itself.
     r"predict returned None if it was on purpose.*",
-)
-# The callbacks of the training have nothing to do in the other stages, which have folders of their own.
-CALLBACKS_OF_TRAINING = (
-    r"Be aware that when using `ckpt_path`, callbacks used to create the checkpoint|The dirpath has changed from "
 )
 # Lines of PyTorch Lightning's log that advertise other products.
 _ADVERTISED = ("litlogger", "litmodels")

@@ -15,13 +15,13 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 from scipy.special import ndtri
 
-from lightning_rs.certificates._norm_power_quadrature import (
+from lightning_rs.checks import FloatArray, IntArray
+from lightning_rs.numerics.norm_power_quadrature import (
     SMOOTH_FROM,
     LogRatioLaw,
     converged_law,
     increasing_root,
 )
-from lightning_rs.checks import FloatArray, IntArray
 
 LARGEST = 5.5  # scores beyond it (a tail of 2e-8) count as it
 SPREAD = 3.0  # so do differences v: with 1,000 classes v is below 2.8

@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_rs.callbacks.natural import natural_certificate
-from lightning_rs.callbacks.ranks import Share, gather
-from lightning_rs.certifier import Certifier, Session
+from lightning_rs.certificates.natural import natural_certificate
+from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.noise import EnumeratedNoise, Noise
+from lightning_rs.session import Session
+from lightning_rs.stages.ranks import Share, gather
 
 
 class SmoothingStage(pl.LightningDataModule, ABC):

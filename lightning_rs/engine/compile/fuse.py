@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lightning_rs.networks.fused_layers import (
+from lightning_rs.engine.compile.fused_layers import (
     FusedConv2d,
     PairedConv2d,
     flatten_as_stored,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_rs.networks.quantize import synthetic_images
+from lightning_rs.engine.compile.quantize import synthetic_images
+from lightning_rs.engine.runtime import PreparedNetwork
 from lightning_rs.noise.base import Noise
-from lightning_rs.runtime import PreparedNetwork
 
 _ROWS = 1024
 

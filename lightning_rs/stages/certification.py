@@ -14,15 +14,15 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_rs.callbacks.files import RecordSet
-from lightning_rs.callbacks.logging import log_certifications
-from lightning_rs.callbacks.progress import Progress, duration
-from lightning_rs.callbacks.ranks import on_rank_zero
-from lightning_rs.callbacks.stage import SmoothingStage
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.loggers import log_certifications
 from lightning_rs.records import Certification, Header
 from lightning_rs.records.certification import to_line
+from lightning_rs.stages.base import SmoothingStage
+from lightning_rs.stages.files import RecordSet
+from lightning_rs.stages.progress import Progress, duration
+from lightning_rs.stages.ranks import on_rank_zero
 
 # Radii, in units of sigma, at which the running certified accuracy is shown.
 _SHOWN = (0.0, 0.5, 1.0, 2.0)

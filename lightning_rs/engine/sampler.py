@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from lightning_rs.checks import check_at_least
+from lightning_rs.engine.runtime import PreparedNetwork
+from lightning_rs.engine.streams import Purpose, Streams, chunk_size
+from lightning_rs.engine.workers import one_thread
 from lightning_rs.evidence import Evidence, Observation, Plan, Scheme, Segment
 from lightning_rs.noise.base import EnumeratedNoise, Noise
-from lightning_rs.runtime import PreparedNetwork
-from lightning_rs.streams import Purpose, Streams, chunk_size
-from lightning_rs.workers import one_thread
 
 
 @dataclass(frozen=True)

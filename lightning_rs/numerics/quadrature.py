@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr
 
-from lightning_rs.certificates._gaussian import EPS, SQRT_2PI, density
 from lightning_rs.checks import FloatArray, IntArray
+from lightning_rs.numerics.gaussian import EPS, SQRT_2PI, density
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _RHO = 4.0

@@ -13,15 +13,14 @@ from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from lightning_rs.callbacks import run_directory, summary
-from lightning_rs.callbacks.logging import close_loggers, prepare_loggers
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
-from lightning_rs.commands import export_main, import_main, merge_main, report_main
-from lightning_rs.console import quiet, report_error
+from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
+from lightning_rs.cli.console import quiet, report_error
+from lightning_rs.cli.defaults import DEFAULTS, LINKED, checkpoint_defaults, name_certificate, plain
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.data.errors import CorruptDataError
-from lightning_rs.defaults import DEFAULTS, LINKED, checkpoint_defaults, name_certificate, plain
+from lightning_rs.loggers import close_loggers, prepare_loggers, run_directory, summary
 from lightning_rs.records import Certification
 from lightning_rs.trainer import Trainer, check_checkpoint
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_rs.networks.fused_layers import FusedConv2d
+from lightning_rs.engine.compile.fused_layers import FusedConv2d
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Dequantize(nn.Module):
 
 
 class QuantizedConv2d(nn.Module):
-    """:class:`~lightning_rs.networks.fused_layers.FusedConv2d` on codes: sums of integers, rounded once at the end.
+    """``FusedConv2d`` on codes: sums of integers, rounded once at the end.
 
     Args:
         conv: the fused convolution in float32.

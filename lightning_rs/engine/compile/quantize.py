@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from lightning_rs.networks.fused_layers import FusedConv2d, PairedConv2d, flatten_as_stored, max_of_squares
+from lightning_rs.engine.compile.fused_layers import FusedConv2d, PairedConv2d, flatten_as_stored, max_of_squares
+from lightning_rs.engine.compile.quantized_layers import Dequantize, Grid, Quantize, QuantizedConv2d, QuantizedLinear
 from lightning_rs.networks.normalize import Normalize
-from lightning_rs.networks.quantized_layers import Dequantize, Grid, Quantize, QuantizedConv2d, QuantizedLinear
 
 # Activations may be that much larger on data than on the inputs of the calibration before they are clipped.
 HEADROOM = 1.5
@@ -113,7 +113,7 @@ def quantize_for_cpu(fused: fx.GraphModule, examples: Tensor, rows: int) -> fx.G
     """Return ``fused`` with its convolutions, and the linear layers that read them, on 8-bit integers.
 
     Args:
-        fused: what :func:`~lightning_rs.networks.fuse.fuse_for_cpu` returns for float32 weights.
+        fused: what :func:`~lightning_rs.engine.compile.fuse.fuse_for_cpu` returns for float32 weights.
         examples: inputs (N, C, H, W) in channels-last memory, N a multiple of ``rows``, from which ranges are taken.
         rows: number of rows of every later call.
 

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from lightning_rs.checks import check_at_least, check_choice
-from lightning_rs.networks.fold import fold_batchnorm
-from lightning_rs.networks.fuse import fuse_for_cpu
-from lightning_rs.networks.quantize import fingerprint, quantize_for_cpu, synthetic_images
-from lightning_rs.workers import Workers, one_thread
+from lightning_rs.engine.compile.fold import fold_batchnorm
+from lightning_rs.engine.compile.fuse import fuse_for_cpu
+from lightning_rs.engine.compile.quantize import fingerprint, quantize_for_cpu, synthetic_images
+from lightning_rs.engine.workers import Workers, one_thread
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true", "int8"]
 
@@ -40,12 +40,12 @@ class Runtime:
     Args:
         precision: ``32-true``, ``bf16-true`` (weights in bfloat16), ``bf16-mixed``, ``16-mixed`` (autocast),
             ``16-true``, or ``int8`` (weights and activations of convolutions on 8 bits, see
-            :mod:`~lightning_rs.networks.quantize`; CPU only). On a CPU with bfloat16 instructions ``bf16-true`` is
+            ``engine.compile.quantize``; CPU only). On a CPU with bfloat16 instructions ``bf16-true`` is
             usually fast, on one with VNNI instructions and without AMX ``int8`` faster.
         channels_last: run convolutions on images in (H, W, C) memory order.
         fold: fold BatchNorm into the preceding convolution.
         fuse: let convolutions add and rectify in place, and use oneDNN's weight layout (CPU only, without ``compile``;
-            see :func:`~lightning_rs.networks.fuse.fuse_for_cpu`).
+            see :func:`~lightning_rs.engine.compile.fuse.fuse_for_cpu`).
         compile: compile with ``torch.compile`` for the one micro-batch shape; a failure falls back with a warning.
         micro_batch: rows of the one shape that the network ever sees; ``auto`` derives it from device and input
             size, so that two runs agree; ``tune`` times candidates at start and records the winner.

@@ -1,0 +1,1 @@
+"""The inference compiler: fold BatchNorm, fuse layers, quantise to 8-bit integers."""

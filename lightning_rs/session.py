@@ -1,0 +1,303 @@
+"""A prepared network, its noise and its streams: select -> estimate -> bound -> radius or ABSTAIN; and predict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_rs.budgets import Group, Outcome, Selection, Task
+from lightning_rs.certificates.base import ABSTAIN
+from lightning_rs.checks import check_alpha, check_choice
+from lightning_rs.engine.calibration import calibration_rows
+from lightning_rs.engine.runtime import Probe
+from lightning_rs.engine.sampler import Sampler
+from lightning_rs.engine.streams import Purpose, fresh_seed
+from lightning_rs.evidence import EnumeratedVotes, Votes
+from lightning_rs.networks.checkpoints import state_dict_sha256
+from lightning_rs.noise.base import Domain, EnumeratedNoise, Noise, noise_to_dict
+from lightning_rs.records import Certification
+from lightning_rs.statistics.binomial import top_class_p_value
+
+if TYPE_CHECKING:
+    from lightning_rs.certifier import Certifier
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+Stage = Literal["final", "epoch-end"]
+_PURPOSES: dict[Stage, tuple[Purpose, Purpose]] = {
+    "final": ("selection", "estimation"),
+    "epoch-end": ("epoch-end-selection", "epoch-end"),
+}
+# Images are certified in groups of about this many samples: records appear early, micro-batches stay full.
+_GROUP_SAMPLES = 1 << 15
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The abstaining smoothed prediction of a batch.
+
+    Attributes:
+        prediction: class, (B,), or -1 where the test abstains.
+        p_value: of the two-sided Hung-Fithian test, (B,).
+        counts: class counts, (B, C).
+        seed: the entropy that named the random streams.
+    """
+
+    prediction: IntArray
+    p_value: np.ndarray[Any, np.dtype[np.float64]]
+    counts: IntArray
+    seed: int
+
+
+class Session:
+    """A prepared network, its noise and its random streams: certifies and predicts batch after batch."""
+
+    def __init__(
+        self,
+        certifier: Certifier,
+        network: nn.Module,
+        noise: Noise,
+        shape: tuple[int, ...],
+        device: torch.device | str | None,
+        domain: Domain,
+        grid: int | None,
+        stage: Stage,
+        micro_batch: int | None,
+        on_samples: Callable[[int], None] | None,
+    ) -> None:
+        check_choice("stage", stage, _PURPOSES)
+        self.certifier = certifier
+        self.noise = noise
+        self.domain = domain
+        self.grid = grid
+        self.purposes = _PURPOSES[stage]
+        self.classifier = state_dict_sha256(network)
+        self.probed: Probe | None = None
+        self._network = network
+        where = device if device is not None else _device_of(network)
+        self.prepared = certifier.runtime.prepare(network, tuple(shape), where, micro_batch)
+        if certifier.runtime.precision == "int8":
+            self.prepared.calibrate(calibration_rows(self.prepared, network, noise))
+        self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples)
+        self.task = Task(
+            self.sampler, self.purposes[1], certifier.certificates, noise, certifier.n, certifier.alpha, tuple(shape)
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """Return everything that binds the records of this session, as plain values."""
+        return {
+            **self.certifier.describe(),
+            "noise": noise_to_dict(self.noise),
+            "classifier": self.classifier,
+            "num_classes": self.prepared.num_classes,
+            "shape": list(self.prepared.shape),
+            "runtime": self.prepared.describe(),
+        }
+
+    def certify(
+        self,
+        images: Tensor,
+        labels: Sequence[int] | Tensor | None = None,
+        indices: Sequence[int] | Tensor | None = None,
+    ) -> Iterator[Certification]:
+        """Yield one record an image, in order; a few images are in flight at once.
+
+        Raises:
+            ValueError: for images that are not finite, outside the domain or off the grid, or wrong lengths.
+        """
+        self._check_images(images)
+        own_indices = _whole_numbers("indices", indices, len(images), range(len(images)))
+        own_labels = None if labels is None else _whole_numbers("labels", labels, len(images), ())
+        if min(own_indices, default=0) < 0:
+            raise ValueError(f"indices must be >= 0, got {min(own_indices)}")
+        if self.probed is None and len(images):
+            self.probe(images)
+        size = self._group_size(len(images))
+        for start in range(0, len(images), size):
+            rows = slice(start, start + size)
+            group = Group(images[rows], own_indices[rows], None if own_labels is None else own_labels[rows])
+            yield from self._certify_group(group)
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor, n: int = 1000, alpha: float = 0.001, seed: int | None = None) -> Predictions:
+        """Return the smoothed prediction or ABSTAIN (Cohen et al. 2019, PREDICT; Hung and Fithian 2019).
+
+        The two largest of n counts are compared by a two-sided binomial test at level ``alpha``; with probability
+        at least 1 - alpha the result is ABSTAIN or the smoothed classifier's class. A law that is enumerated
+        needs no test: its majority is exact.
+
+        Args:
+            images: clean inputs, (B, *shape).
+            n: samples an image.
+            alpha: failure probability an image.
+            seed: names the random streams; None draws fresh entropy, which an adaptive attacker cannot foresee.
+
+        Raises:
+            ValueError: for bad images, alpha outside (0, 1), n < 1, or a network with NaN or infinite logits.
+        """
+        self._check_images(images)
+        level = float(check_alpha(alpha))
+        if self.probed is None and len(images):
+            self.probe(images)
+        entropy = fresh_seed() if seed is None else int(seed)
+        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples)
+        exact = isinstance(self.noise, EnumeratedNoise)
+        kind: type[Votes] = EnumeratedVotes if exact else Votes
+        evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
+        assert isinstance(evidence, Votes)
+        self.prepared.check_finite()
+        counts = evidence.counts
+        top, second = _top_two(counts)
+        rows = np.arange(len(counts))
+        runner = counts[rows, second] if counts.shape[1] > 1 else np.zeros(len(counts), dtype=np.int64)
+        p_value = np.zeros(len(counts)) if exact else np.asarray(top_class_p_value(counts[rows, top], runner))
+        return Predictions(np.where(p_value <= level, top, ABSTAIN), p_value, counts, entropy)
+
+    @torch.inference_mode()
+    def probe(self, images: Tensor) -> Probe:
+        """Compare the prepared network with the fp32 one, and check that companions do not matter.
+
+        Where they do, votes of enumerated noise inside the measured logit margin count as adversarial.
+
+        Raises:
+            ValueError: if a logit is NaN or infinite.
+        """
+        rows = self.sampler.draw_rows(images)
+        self.probed = self.prepared.probe(self._network, rows)
+        if not self.probed.invariant:
+            self.sampler.tolerance = 4 * self.probed.deviation
+        return self.probed
+
+    @property
+    def exactness(self) -> str | None:
+        """What "exact" means in the records of this session, once it is probed; None if no certificate is exact."""
+        if self.probed is None or not any(certificate.exact for certificate in self.certifier.certificates):
+            return None
+        shape = f"no failure probability, for the network as it ran at one shape of {self.prepared.micro_batch} rows"
+        if self.probed.invariant:
+            return f"{shape}; its logits did not depend on position or companions in a probe of {self.probed.rows} rows"
+        return (
+            f"{shape}; its logits moved by up to {self.probed.deviation:.3g} with position and companions in a probe "
+            f"of {self.probed.rows} rows, so votes by a margin of at most {self.sampler.tolerance:.3g} count as "
+            "adversarial"
+        )
+
+    def _check_images(self, images: Tensor) -> None:
+        if image_shape(images) != self.prepared.shape:
+            raise ValueError(f"each image must have shape {self.prepared.shape}, got {image_shape(images)}")
+        self.noise.check_input(images, self.domain, self.grid)
+        for certificate in self.certifier.certificates:
+            if certificate.domain is not None:
+                self.noise.check_input(images, certificate.domain)
+
+    @property
+    def samples_per_image(self) -> int:
+        """Selection and estimation samples an image, at most."""
+        if isinstance(self.noise, EnumeratedNoise):
+            return self.noise.size
+        certifier = self.certifier
+        return certifier.n0 + certifier.n * len(certifier.schemes)
+
+    def measure(self, images: Tensor, seconds: float = 0.5) -> float:
+        """Return the samples a second that the engine reaches on these images, timed for about ``seconds``."""
+        kind: type[Votes] = EnumeratedVotes if isinstance(self.noise, EnumeratedNoise) else Votes
+        n, rate, start = self.prepared.micro_batch, 0.0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            begin = time.perf_counter()
+            votes = self.sampler.collect(images[:1], [0], "probe", n, [kind])[kind]
+            assert isinstance(votes, Votes)
+            rate = max(rate, int(votes.counts.sum()) / (time.perf_counter() - begin))
+            n *= 2
+        return rate
+
+    def _group_size(self, images: int) -> int:
+        wanted = max(_GROUP_SAMPLES, 8 * self.prepared.micro_batch)
+        return max(1, min(images, self.certifier.budget.pool(wanted, self.samples_per_image)))
+
+    def _certify_group(self, group: Group) -> Iterator[Certification]:
+        selection = self._select(group)
+        outcome = self.certifier.budget.run(self.task, group, selection)
+        self.prepared.check_finite()
+        for row in range(len(group.images)):
+            yield self._record(group, selection, outcome, row)
+
+    def _select(self, group: Group) -> Selection:
+        needed = [c for c in self.certifier.certificates if not c.exact]
+        if not needed:
+            none = np.full(len(group.images), ABSTAIN, dtype=np.int64)
+            return Selection(none, none, None)
+        votes = self.sampler.collect(group.images, group.indices, self.purposes[0], self.certifier.n0, [Votes])[Votes]
+        assert isinstance(votes, Votes)
+        top, runner_up = _top_two(votes.counts)
+        return Selection(top, runner_up, votes.counts)
+
+    def _record(self, group: Group, selection: Selection, outcome: Outcome, row: int) -> Certification:
+        first, *others = self.certifier.certificates
+        radii = outcome.radii
+        bounds = {name: float(values[row]) for name, values in radii[first.name].bounds.items()}
+        for other in others:
+            bounds |= {f"{other.name}.{name}": float(v[row]) for name, v in radii[other.name].bounds.items()}
+        notes = [f"{name}: {r.notes[row]}" for name, r in radii.items() if row in r.notes]
+        prediction = int(radii[first.name].prediction[row])
+        status: Any = outcome.status[row] if outcome.status else ("abstain" if prediction == ABSTAIN else "certified")
+        return Certification(
+            index=group.indices[row],
+            label=None if group.labels is None else group.labels[row],
+            prediction=prediction,
+            radius=float(radii[first.name].radius[row]),
+            norm=first.norm,
+            certificate=first.name,
+            alpha=0.0 if first.exact else self.certifier.alpha,
+            n=outcome.planned,
+            n_used=int(outcome.used[row]),
+            ball=first.ball,
+            grid=self.noise.grid,
+            top=int(selection.top[row]),
+            runner_up=int(selection.runner_up[row]),
+            counts=tuple(int(c) for c in outcome.counts[row]),
+            counts0=() if selection.counts is None else tuple(int(c) for c in selection.counts[row]),
+            bounds=bounds,
+            radii={name: float(r.radius[row]) for name, r in radii.items()},
+            status=status,
+            mode=self.certifier.budget.mode,
+            target=self.certifier.budget.target,
+            note="; ".join(notes),
+            extra={name: values[row] for name, values in outcome.extra.items()},
+        )
+
+
+def image_shape(images: Tensor) -> tuple[int, ...]:
+    """Return the shape of one image of a batch (B, *shape); raise ``ValueError`` if it is none."""
+    if not isinstance(images, Tensor) or images.ndim < 2:
+        seen = f"shape {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images must be a tensor (B, *shape), got {seen}")
+    return tuple(images.shape[1:])
+
+
+def _device_of(network: nn.Module) -> torch.device:
+    parameter = next(network.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def _whole_numbers(
+    name: str, values: Sequence[int] | Tensor | None, length: int, default: Sequence[int] | range
+) -> list[int]:
+    given = default if values is None else values
+    listed = given.tolist() if isinstance(given, Tensor) else list(given)
+    if len(listed) != length:
+        raise ValueError(f"{name} must have one entry an image ({length}), got {len(listed)}")
+    fractional = [value for value in listed if int(value) != value]
+    if fractional:
+        raise ValueError(f"{name} must be whole numbers, got {fractional[0]!r}")
+    return [int(value) for value in listed]
+
+
+def _top_two(counts: IntArray) -> tuple[IntArray, IntArray]:
+    """Return the classes of the largest and second largest count; ties go to the lower index."""
+    ranked = np.argsort(-counts, axis=1, kind="stable")
+    return ranked[:, 0], ranked[:, min(1, counts.shape[1] - 1)]
