@@ -5,6 +5,7 @@ Uncertifiable is 0.0; never negative, never NaN for valid input. Functions with 
 norm of the gradient of the smoothed probability, without unit. Radii are in input units.
 """
 
+from lightning_rs.certificates.ablation import ablation_discrepancy, ablation_l0_radius, patch_size
 from lightning_rs.certificates.dipole import dipole_gradient_l2_radius, dipole_l2_radius, dipole_lower_bounds
 from lightning_rs.certificates.dual import gaussian_discrepancy
 from lightning_rs.certificates.first_order import (
@@ -20,8 +21,10 @@ from lightning_rs.certificates.lecuyer import lecuyer_l2_radius
 from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy, norm_power_l2_radius
 from lightning_rs.certificates.norm_power_linf import mixed_norm_log_ratio, pure_linf_log_ratio
 from lightning_rs.certificates.renyi import renyi_l2_radius
+from lightning_rs.certificates.routed import cascade_l2_radius, routed_radius
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_two_class_l2_radius
 from lightning_rs.certificates.splitting import splitting_votes_l1_radius
+from lightning_rs.certificates.topk import label_set_l2_radius, topk_l2_radius
 from lightning_rs.certificates.uniform import uniform_l1_radius, uniform_linf_radius
 from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.noise.splitting import splitting_noise
@@ -33,8 +36,12 @@ from lightning_rs.statistics.binomial import (
     top_class_p_value,
 )
 from lightning_rs.statistics.gradient import levine_scaled_gradient_upper, scaled_gradient_l2_interval
+from lightning_rs.statistics.transfer import percentile_ranks, transfer_lower
 
 __all__ = [
+    "ablation_discrepancy",
+    "ablation_l0_radius",
+    "cascade_l2_radius",
     "certified_accuracy_lower_bound",
     "clopper_pearson_lower",
     "clopper_pearson_upper",
@@ -49,6 +56,7 @@ __all__ = [
     "first_order_subspace_l2_radius",
     "gaussian_discrepancy",
     "gaussian_l2_radius",
+    "label_set_l2_radius",
     "laplace_l1_radius",
     "lecuyer_l2_radius",
     "levine_scaled_gradient_upper",
@@ -56,8 +64,11 @@ __all__ = [
     "mixed_norm_log_ratio",
     "norm_power_discrepancy",
     "norm_power_l2_radius",
+    "patch_size",
+    "percentile_ranks",
     "pure_linf_log_ratio",
     "renyi_l2_radius",
+    "routed_radius",
     "scaled_gradient_l2_interval",
     "second_order_l2_radius",
     "second_order_two_class_l2_radius",
@@ -65,6 +76,8 @@ __all__ = [
     "splitting_noise",
     "splitting_votes_l1_radius",
     "top_class_p_value",
+    "topk_l2_radius",
+    "transfer_lower",
     "uniform_l1_radius",
     "uniform_linf_radius",
 ]

@@ -1,0 +1,99 @@
+"""Gaussian noise, votes only: a label stays among the k most probable ones, or inside a set of labels.
+
+Both theorems read nothing but class counts, so finished records yield them without the network.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr, ndtri
+
+from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
+from lightning_rs.checks import FloatArray, check_at_least, check_positive, check_probability
+
+# More than the relative error of Phi(Phi^-1(q) + r) for scores up to 38.
+_SLACK = 2.0**-40
+# No pair of positive doubles has scores further apart: Phi^-1(5e-324) = -38.5.
+_FARTHEST = 80.0
+
+
+def topk_l2_radius(q_upper: ArrayLike, others_upper: ArrayLike, k: int, sigma: ArrayLike) -> FloatArray:
+    r"""Certified l2 radius within which a label stays among the k most probable ones of the smoothed classifier.
+
+    Statement: let the label have probability at least ``1 - q_upper`` at x under N(x, sigma^2 I) and the other labels
+    at most ``others_upper``. Then for every x' with ``||x - x'||_2 < R`` fewer than k labels are at least as probable
+    as it. R is ``sigma`` times the root of
+
+        Phi(-Phi^-1(q) - r) = min_{t = 1..k} Phi(Phi^-1(S_t) + r) / t,    S_t = min(q, sum of the t smallest of the k
+        largest others),
+
+    because among k labels the least probable t share at most Phi(Phi^-1(S_t) + r). Jia, Cao, Wang and Gong (2020),
+    Theorem 1, in the form that needs no search over sets. k = 1 is Cohen's two-class radius.
+
+    Args:
+        q_upper: upper bound of 1 - p of the label, shape (...). A label below one half is fine for k >= 2.
+        others_upper: upper bounds of the other labels' probabilities, shape (..., C - 1), in any order; all bounds must
+            hold together.
+        k: how many labels count as the top, from 1 to C - 1.
+        sigma: standard deviation of the noise, in input units, shape (...).
+
+    Returns:
+        Radius of the open l2 ball in input units, broadcast shape, float64, rounded down; 0 where nothing is certified;
+        infinite where the k-th other label has the bound 0 or ``q_upper`` is 0.
+
+    Raises:
+        ValueError: for NaN, a probability outside [0, 1], ``sigma`` not positive, or k outside 1..C - 1.
+
+    >>> print(round(topk_l2_radius(0.7, [0.3, 0.25, 0.15], 2, 1.0), 6))
+    0.075045
+    """
+    tail, scale = check_probability("q_upper", q_upper), check_positive("sigma", sigma)
+    others = check_probability("others_upper", others_upper)
+    count = others.shape[-1] if others.ndim else 0
+    if check_at_least("k", k, 1) > count:
+        raise ValueError(f"k must be at most {count}, the number of other labels, got {k}")
+    shape = np.broadcast_shapes(tail.shape, scale.shape, others.shape[:-1])
+    # Ascending sums of the k largest; rounded up, because a sum of t terms errs by less than t ulps.
+    sums = np.cumsum(np.sort(others, axis=-1)[..., -k:], axis=-1) * (1 + k * 2.0**-52)
+    tails = np.broadcast_to(tail, shape)
+    sums = np.minimum(np.broadcast_to(sums, (*shape, k)), tails[..., None])
+    score, rivals = -ndtri(tails), ndtri(sums)
+    parts = np.arange(1, k + 1)
+
+    def holds(r: FloatArray) -> np.ndarray:
+        own = ndtr(score - r) * (1 - _SLACK)
+        return own > (ndtr(rivals + r[..., None]) / parts).min(axis=-1) * (1 + _SLACK)
+
+    low, high = np.zeros(shape), np.full(shape, _FARTHEST)
+    for _ in range(64):  # the interval is one ulp long after 60
+        middle = 0.5 * (low + high)
+        inside = holds(middle)
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    endless = (sums == 0).any(axis=-1)
+    return np.where(endless, np.inf, scale * low * (1 - _SLACK))[()]
+
+
+def label_set_l2_radius(p_lower_inside: ArrayLike, p_upper_outside: ArrayLike, sigma: ArrayLike) -> FloatArray:
+    """Certified l2 radius within which the smoothed prediction stays inside a set T of labels.
+
+    Statement: if some label of T has probability at least ``p_lower_inside`` at x under N(x, sigma^2 I), and every
+    label outside at most ``p_upper_outside``, then the prediction lies in T at every x' with ``||x - x'||_2 < R``,
+    ``R = sigma / 2 (Phi^-1(p_lower_inside) - Phi^-1(p_upper_outside))``: Cohen, Rosenfeld and Kolter (2019), Theorem
+    1, for the strongest label of T at x. T may be a superclass; T = all labels but c says "cannot become c".
+
+    Args:
+        p_lower_inside: the largest lower bound of a label of T, in [0, 1].
+        p_upper_outside: the largest upper bound of a label outside T, in [0, 1]; all bounds must hold together.
+        sigma: standard deviation of the noise, in input units.
+
+    Returns:
+        Radius of the open l2 ball in input units, broadcast shape, float64, rounded down; 0 where nothing is certified.
+
+    Raises:
+        ValueError: for NaN, a probability outside [0, 1] or ``sigma`` not positive.
+
+    >>> print(round(label_set_l2_radius(0.45, 0.2, 0.5), 6))
+    0.17899
+    """
+    return gaussian_l2_radius(p_lower_inside, sigma, p_upper_outside)
