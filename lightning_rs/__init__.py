@@ -17,6 +17,7 @@ from lightning_rs.noise import *  # noqa: F403
 from lightning_rs.noise import __all__ as _noises
 from lightning_rs.records import Certification, read_records
 from lightning_rs.session import Session
+from lightning_rs.smoothed import SmoothedClassifier
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "RandomizedBound",
     "Runtime",
     "Session",
+    "SmoothedClassifier",
     "StagedSamples",
     "available_networks",
     "build_network",
