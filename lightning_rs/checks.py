@@ -93,6 +93,16 @@ def tail_of(p_lower: ArrayLike | None, q_upper: ArrayLike | None, name: str = "p
     return 1.0 - check_probability(name, p_lower if p_lower is not None else math.nan)
 
 
+def given(name: str, value: ArrayLike | None) -> Any:
+    """Return ``value``; raise ``ValueError`` if it was left out.
+
+    Arguments behind ``p_lower`` are optional in the signature only because ``q_upper`` can replace it.
+    """
+    if value is None:
+        raise ValueError(f"{name} must be given, got None")
+    return value
+
+
 def _show(value: Any) -> str:
     text = np.array2string(np.asarray(value), threshold=6) if not np.isscalar(value) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
 from typing import Any
 
 import numpy as np
 import pytest
 
+from lightning_rs import certificates
 from lightning_rs import functional as F
+from lightning_rs.certificates.lecuyer import lecuyer_fixed_beta_radius
+from lightning_rs.certificates.norm_power_l2 import radius_ratio_to_gaussian
+from lightning_rs.certificates.norm_power_linf import mixed_norm_linf_radius, pure_linf_radius
+from lightning_rs.certificates.renyi import renyi_fixed_order_radius
+from lightning_rs.certificates.second_order import second_order_lower_bound
+from lightning_rs.certificates.uniform import uniform_box_l1_radius
 from tests.oracles import oracle_cases
 
 # As fixed by the design: positional names in order. Functions with p_lower also take q_upper by keyword.
@@ -118,3 +127,56 @@ def test_theorem_five() -> None:
 def test_bad_arguments_are_value_errors(call: Any) -> None:
     with pytest.raises(ValueError, match=r"got|must"):
         call()
+
+
+# One full call of every function whose arguments behind p_lower have no position of their own to be missed at.
+P = {"p_lower": 0.9}
+CALLS: list[tuple[Any, dict[str, Any]]] = [
+    (F.gaussian_l2_radius, P | {"sigma": 0.5}),
+    (F.lecuyer_l2_radius, P | {"p_upper": 0.05, "sigma": 0.5}),
+    (lecuyer_fixed_beta_radius, P | {"p_upper": 0.05, "sigma": 0.5, "beta": 0.5}),
+    (F.renyi_l2_radius, P | {"p_upper": 0.05, "sigma": 0.5}),
+    (renyi_fixed_order_radius, P | {"p_upper": 0.05, "sigma": 0.5, "order": 1.0}),
+    (second_order_lower_bound, P | {"scaled_gradient_upper": 0.1, "r": 0.5}),
+    (F.second_order_l2_radius, P | {"scaled_gradient_upper": 0.1, "sigma": 0.5}),
+    (F.second_order_two_class_l2_radius,
+     P | {"scaled_gradient_upper": 0.1, "p_upper": 0.05, "scaled_gradient_upper_other": 0.05, "sigma": 0.5}),
+    (F.first_order_lower_bound, P | {"m1": -0.1, "m2": 0.1, "r": 0.5}),
+    (F.first_order_radius, P | {"m1": -0.1, "m2": 0.1, "sigma": 0.5}),
+    (F.first_order_l1_radius, P | {"linf_upper": 0.1, "l2_lower": 0.12, "sigma": 0.5}),
+    (F.first_order_linf_radius, P | {"l1_upper": 0.1, "l2_lower": 0.1, "dim": 4, "sigma": 0.5}),
+    (F.first_order_subspace_l2_radius, P | {"inside_upper": 0.1, "outside_lower": 0.1, "sigma": 0.5}),
+    (F.uniform_l1_radius, P | {"lam": 0.5}),
+    (F.uniform_linf_radius, P | {"lam": 0.5, "dim": 4}),
+    (uniform_box_l1_radius, P | {"lam": 0.5, "dim": 4}),
+    (F.laplace_l1_radius, P | {"scale": 0.5}),
+    (F.norm_power_l2_radius, P | {"sigma": 0.5, "k": 0, "dim": 4}),
+    (mixed_norm_linf_radius, P | {"sigma": 0.5, "k_inf": 1.0, "dim": 4, "draws": 1000}),
+    (pure_linf_radius, P | {"sigma": 0.5, "k": 1.0, "dim": 4, "draws": 1000}),
+]  # fmt: skip
+# Choices and precision, not parts of a formula; k_2 as the design fixes it.
+OPTIONAL = {"p_lower", "q_upper", "p_upper", "x", "beta", "draws", "patterns", "seed", "device", "k_2"}
+
+
+@pytest.mark.parametrize(("function", "arguments"), CALLS, ids=lambda value: getattr(value, "__name__", ""))
+def test_what_a_formula_needs_is_required(function: Any, arguments: dict[str, Any]) -> None:
+    assert 0 < function(**arguments) < np.inf
+    needed = arguments.keys() - {"p_lower", "draws"}
+    assert needed == set(inspect.signature(function).parameters) - (OPTIONAL - needed)
+    for name in needed:
+        rest = {key: value for key, value in arguments.items() if key != name}
+        with pytest.raises(ValueError, match=f"{name} must be given, got None"):
+            function(**rest)
+
+
+def test_no_radius_function_is_left_out() -> None:
+    found: set[str] = set()
+    for entry in pkgutil.iter_modules(certificates.__path__):
+        module = importlib.import_module(f"lightning_rs.certificates.{entry.name}")
+        for name, function in inspect.getmembers(module, inspect.isfunction):
+            if {"p_lower", "q_upper"} <= inspect.signature(function).parameters.keys() and name[0] != "_":
+                found.add(name)
+    assert found - {"bounded_tail", "tail_of", "two_class_arguments"} == {function.__name__ for function, _ in CALLS}
+    for function in (F.norm_power_discrepancy, F.gaussian_discrepancy, F.pure_linf_log_ratio, radius_ratio_to_gaussian):
+        parameters = inspect.signature(function).parameters.values()
+        assert {p.name for p in parameters if p.default is not inspect.Parameter.empty} <= {"rule"}

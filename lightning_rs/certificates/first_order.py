@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_lower_bound
-from lightning_rs.checks import FloatArray, IntArray, as_float64, check_nonnegative, check_positive
+from lightning_rs.checks import FloatArray, IntArray, as_float64, check_nonnegative, check_positive, given
 from lightning_rs.numerics.dual import LARGEST_RADIUS, Problem, dual_radius, solve, start
-from lightning_rs.numerics.gaussian import bounded_tail, given, profile
+from lightning_rs.numerics.gaussian import bounded_tail, profile
 from lightning_rs.numerics.rounding import round_down
 
 #: Problems that are solved at once, to bound memory.

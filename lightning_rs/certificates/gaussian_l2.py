@@ -17,11 +17,11 @@ from lightning_rs.checks import (
     check_nonnegative,
     check_positive,
     check_probability,
+    given,
     tail_of,
 )
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
-from lightning_rs.numerics.gaussian import given
 from lightning_rs.statistics.binomial import Method, clopper_pearson_tail_upper, simultaneous_tail_bounds
 
 #: More than the relative error of ``ndtri`` and of the few operations after it (both below 2 ulps each).

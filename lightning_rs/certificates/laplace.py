@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
-from lightning_rs.checks import FloatArray, check_positive, tail_of
+from lightning_rs.checks import FloatArray, check_positive, given, tail_of
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.numerics.rounding import round_down
 
 
 def laplace_l1_radius(
-    p_lower: ArrayLike | None = None, scale: ArrayLike = math.nan, *, q_upper: ArrayLike | None = None
+    p_lower: ArrayLike | None = None, scale: ArrayLike | None = None, *, q_upper: ArrayLike | None = None
 ) -> FloatArray:
     r"""Exact l1 radius of a classifier smoothed with iid Laplace noise: ``R = -scale log(2 (1 - p))``.
 
@@ -45,13 +43,13 @@ def laplace_l1_radius(
         infinity for q_upper = 0.
 
     Raises:
-        ValueError: for NaN, probabilities outside [0, 1] or a scale that is not positive.
+        ValueError: for NaN, probabilities outside [0, 1] a scale that is not positive or left out.
 
     Example:
         >>> print(round(laplace_l1_radius(0.9, scale=0.5), 6))
         0.804719
     """
-    tail, b = tail_of(p_lower, q_upper), check_positive("scale", scale)
+    tail, b = tail_of(p_lower, q_upper), check_positive("scale", given("scale", scale))
     with np.errstate(divide="ignore"):  # log(0): a tail of zero certifies every radius
         return round_down(-b * np.log(2.0 * tail))
 

@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.gaussian_l2 import TwoClassCertificate
-from lightning_rs.checks import FloatArray, as_float64, check_positive, check_probability, tail_of
-from lightning_rs.numerics.gaussian import given
+from lightning_rs.checks import FloatArray, as_float64, check_positive, check_probability, given, tail_of
 from lightning_rs.numerics.rounding import round_down
 from lightning_rs.numerics.search import maximise
 

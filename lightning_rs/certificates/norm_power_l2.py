@@ -23,11 +23,11 @@ from lightning_rs.checks import (
     check_nonnegative,
     check_positive,
     check_probability,
+    given,
     tail_of,
 )
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.norm_power import SMALLEST_GAP, NormPowerNoise, matched_sigma
-from lightning_rs.numerics.gaussian import given
 from lightning_rs.numerics.norm_power_quadrature import QUADRATURE_ERROR, converged_law, increasing_root
 from lightning_rs.numerics.norm_power_two_class import LARGEST, SMALLEST, two_class_table
 from lightning_rs.statistics.binomial import simultaneous_tail_bounds
@@ -39,8 +39,8 @@ KNOTS = 257
 def norm_power_l2_radius(
     p_lower: ArrayLike | None = None,
     sigma: ArrayLike | None = None,
-    k: float = 0.0,
-    dim: int = 2,
+    k: float | None = None,
+    dim: int | None = None,
     *,
     q_upper: ArrayLike | None = None,
     p_upper: ArrayLike | None = None,
@@ -69,11 +69,11 @@ def norm_power_l2_radius(
         k > 0 the radius stops growing at a tail of 5e-17.
 
     Raises:
-        ValueError: for NaN, a probability outside [0, 1], ``sigma`` missing or not positive, k or dim outside
-            their ranges, or unless exactly one of ``p_lower`` and ``q_upper`` is given.
+        ValueError: for NaN, a probability outside [0, 1], ``sigma`` missing or not positive, k or dim missing or
+            outside their ranges, or unless exactly one of ``p_lower`` and ``q_upper`` is given.
     """
     scale = check_positive("sigma", given("sigma", sigma))
-    dim, k = _checked_law(dim, k)
+    dim, k = _checked_law(given("dim", dim), given("k", k))
     if k == 0:
         return gaussian_l2_radius(p_lower, scale, p_upper, q_upper=q_upper)
     tail = tail_of(p_lower, q_upper)

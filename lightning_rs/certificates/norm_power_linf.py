@@ -14,10 +14,10 @@ from lightning_rs.checks import (
     check_at_least,
     check_nonnegative,
     check_positive,
+    given,
     tail_of,
 )
 from lightning_rs.noise.norm_power import SMALLEST_GAP, MixedNormNoise, PureLinfNoise
-from lightning_rs.numerics.gaussian import given
 from lightning_rs.numerics.linf_table import TableSettings, linf_table
 
 BETA = 1e-4
@@ -28,8 +28,8 @@ PATTERNS = 16
 def mixed_norm_linf_radius(
     p_lower: ArrayLike | None = None,
     sigma: ArrayLike | None = None,
-    k_inf: float = 0.0,
-    dim: int = 2,
+    k_inf: float | None = None,
+    dim: int | None = None,
     k_2: float = 0.0,
     *,
     q_upper: ArrayLike | None = None,
@@ -54,7 +54,7 @@ def mixed_norm_linf_radius(
         sigma: scale of the density, in input units (not the matched sigma_0).
         k_inf: power of ||z||_inf, k_inf + k_2 <= d - 1/4.
         dim: number d >= 2 of input coordinates.
-        k_2: power of ||z||_2.
+        k_2: power of ||z||_2; 0, as in the paper, where the law has no such factor.
         q_upper: the tail ``1 - p_lower`` instead, exact near 0.
         beta: failure probability of the table, shared by all that is certified with it.
         draws: independent Monte Carlo draws, at least 1000. 10^5 leave 0.01 or less of Phi^-1(p_lower) unused.
@@ -68,7 +68,7 @@ def mixed_norm_linf_radius(
         that Phi^-1(p) = 5.2 certifies.
 
     Raises:
-        ValueError: for NaN or arguments outside these ranges.
+        ValueError: for NaN, and arguments that are missing or outside these ranges.
     """
     settings = _settings("mixed", dim, k_inf, k_2, (beta, draws, patterns, seed, device))
     return _radius(settings, p_lower, sigma, q_upper)
@@ -77,8 +77,8 @@ def mixed_norm_linf_radius(
 def pure_linf_radius(
     p_lower: ArrayLike | None = None,
     sigma: ArrayLike | None = None,
-    k: float = 0.0,
-    dim: int = 2,
+    k: float | None = None,
+    dim: int | None = None,
     *,
     q_upper: ArrayLike | None = None,
     beta: float = BETA,
@@ -91,7 +91,7 @@ def pure_linf_radius(
     As :func:`mixed_norm_linf_radius` (Zhang et al. 2020, equation (10) and Theorem 4); a draw costs two random
     numbers whatever the dimension. In high dimension the radius is negligible, which is what Theorem 4 says.
     """
-    return _radius(_settings("pure", dim, k, 0.0, (beta, draws, 2, seed, device)), p_lower, sigma, q_upper)
+    return _radius(_settings("pure", dim, given("k", k), 0.0, (beta, draws, 2, seed, device)), p_lower, sigma, q_upper)
 
 
 def mixed_norm_needed_score(fraction: ArrayLike, k_inf: float, dim: int, draws: int = DRAWS) -> FloatArray:
@@ -220,15 +220,16 @@ def _power_of_growth(k: float, z: FloatArray, delta: FloatArray, order: float) -
 
 
 def _settings(
-    family: str, dim: int, k_inf: float, k_2: float, knobs: tuple[float, int, int, int, str]
+    family: str, dim: int | None, k_inf: float | None, k_2: float, knobs: tuple[float, int, int, int, str]
 ) -> TableSettings:
     beta, draws, patterns, seed, device = knobs
-    total = float(check_nonnegative("k_inf", k_inf)) + float(check_nonnegative("k_2", k_2))
-    if not total <= check_at_least("dim", dim, 2) - SMALLEST_GAP:
-        raise ValueError(f"k_inf + k_2 must be at most dim - {SMALLEST_GAP}, got {total} at dim {dim}")
+    size, power = check_at_least("dim", given("dim", dim), 2), given("k_inf", k_inf)
+    total = float(check_nonnegative("k_inf", power)) + float(check_nonnegative("k_2", k_2))
+    if not total <= size - SMALLEST_GAP:
+        raise ValueError(f"k_inf + k_2 must be at most dim - {SMALLEST_GAP}, got {total} at dim {size}")
     numbers = (check_at_least("draws", draws, 1000), check_at_least("patterns", patterns, 1))
     return TableSettings(
-        family, int(dim), float(k_inf), float(k_2), float(check_alpha(beta, "beta")), *numbers, int(seed), device
+        family, size, float(power), float(k_2), float(check_alpha(beta, "beta")), *numbers, int(seed), device
     )
 
 

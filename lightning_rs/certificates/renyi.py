@@ -10,8 +10,7 @@ from scipy.special import xlog1py
 
 from lightning_rs.certificates.gaussian_l2 import TwoClassCertificate
 from lightning_rs.certificates.lecuyer import two_class_arguments
-from lightning_rs.checks import FloatArray, check_positive
-from lightning_rs.numerics.gaussian import given
+from lightning_rs.checks import FloatArray, check_positive, given
 from lightning_rs.numerics.search import maximise
 
 _EPS = float(np.finfo(np.float64).eps)

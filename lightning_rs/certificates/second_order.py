@@ -10,14 +10,13 @@ from numpy.typing import ArrayLike
 
 from lightning_rs.certificates._gradient_evidence import GradientMeans, gradient_notes, top_tail
 from lightning_rs.certificates.base import Certificate, Radii, Setting, abstain_at_zero, read
-from lightning_rs.checks import FloatArray, check_choice, check_nonnegative, check_positive, check_probability
+from lightning_rs.checks import FloatArray, check_choice, check_nonnegative, check_positive, check_probability, given
 from lightning_rs.evidence import Evidence, GradientSums, PairProducts, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.numerics.gaussian import (
     SMALLEST_TAIL,
     Term,
     bounded_tail,
-    given,
     half_line_radius,
     largest_radius,
     profile,

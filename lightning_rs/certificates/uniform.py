@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
@@ -17,6 +16,7 @@ from lightning_rs.checks import (
     check_choice,
     check_positive,
     check_probability,
+    given,
     tail_of,
 )
 from lightning_rs.evidence import Evidence, Votes
@@ -29,7 +29,7 @@ from lightning_rs.statistics.binomial import simultaneous_tail_bounds
 
 def uniform_l1_radius(
     p_lower: ArrayLike | None = None,
-    lam: ArrayLike = math.nan,
+    lam: ArrayLike | None = None,
     p_upper: ArrayLike | None = None,
     *,
     q_upper: ArrayLike | None = None,
@@ -58,7 +58,7 @@ def uniform_l1_radius(
         at most lam.
 
     Raises:
-        ValueError: for NaN, probabilities outside [0, 1] or ``lam`` that is not positive.
+        ValueError: for NaN, probabilities outside [0, 1] or ``lam`` left out or not positive.
 
     Example:
         >>> print(round(uniform_l1_radius(0.9, lam=0.5), 6))
@@ -67,13 +67,13 @@ def uniform_l1_radius(
         0.1
     """
     budget = _budget(p_lower, p_upper, q_upper)
-    return round_down(2.0 * check_positive("lam", lam) * budget)
+    return round_down(2.0 * check_positive("lam", given("lam", lam)) * budget)
 
 
 def uniform_linf_radius(
     p_lower: ArrayLike | None = None,
-    lam: ArrayLike = math.nan,
-    dim: ArrayLike = math.nan,
+    lam: ArrayLike | None = None,
+    dim: ArrayLike | None = None,
     p_upper: ArrayLike | None = None,
     *,
     q_upper: ArrayLike | None = None,
@@ -103,14 +103,14 @@ def uniform_linf_radius(
         certified.
 
     Raises:
-        ValueError: for NaN, probabilities outside [0, 1], ``lam`` that is not positive or ``dim`` < 1.
+        ValueError: for NaN, probabilities outside [0, 1], ``lam`` left out or not positive or ``dim`` < 1.
 
     Example:
         >>> print(f"{uniform_linf_radius(0.9, lam=0.5, dim=3072):.6e}")
         1.662706e-04
     """
-    budget, width = _budget(p_lower, p_upper, q_upper), 2.0 * check_positive("lam", lam)
-    size = as_float64("dim", dim)
+    budget, width = _budget(p_lower, p_upper, q_upper), 2.0 * check_positive("lam", given("lam", lam))
+    size = as_float64("dim", given("dim", dim))
     if not (size >= 1).all():
         raise ValueError(f"dim must be at least 1, got {dim!r}")
     return round_down(-width * np.expm1(np.log1p(-budget) / size))
@@ -118,8 +118,8 @@ def uniform_linf_radius(
 
 def uniform_box_l1_radius(
     p_lower: ArrayLike | None = None,
-    lam: float = math.nan,
-    dim: int = 0,
+    lam: float | None = None,
+    dim: int | None = None,
     p_upper: ArrayLike | None = None,
     *,
     q_upper: ArrayLike | None = None,
@@ -159,15 +159,15 @@ def uniform_box_l1_radius(
         box is.
 
     Raises:
-        ValueError: for NaN, probabilities or ``x`` outside [0, 1], ``lam`` that is not positive, ``dim`` < 1
+        ValueError: for NaN, probabilities or ``x`` outside [0, 1], ``lam`` left out or not positive, ``dim`` < 1
             or an ``x`` with another number of entries.
 
     Example:
         >>> print(round(uniform_box_l1_radius(0.99, lam=6.0, dim=3072), 6), round(12 * 0.49, 6))
         7.746922 5.88
     """
-    budget, width = _budget(p_lower, p_upper, q_upper), 2.0 * float(check_positive("lam", lam))
-    reach = _reach(check_at_least("dim", dim, 1), width, x)
+    budget, width = _budget(p_lower, p_upper, q_upper), 2.0 * float(check_positive("lam", given("lam", lam)))
+    reach = _reach(check_at_least("dim", given("dim", dim), 1), width, x)
     with np.errstate(divide="ignore"):  # a coordinate moved by the whole width leaves nothing: log(0)
         kept = np.log1p(-np.minimum(reach / width, 1.0))
     kept = np.concatenate([[0.0], np.cumsum(kept)])

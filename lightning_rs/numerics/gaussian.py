@@ -26,16 +26,6 @@ class Term(NamedTuple):
     offset: FloatArray
 
 
-def given(name: str, value: ArrayLike | None) -> ArrayLike:
-    """Return ``value``; raise ``ValueError`` if it was left out.
-
-    Arguments behind ``p_lower`` are optional in the signature only because ``q_upper`` can replace it.
-    """
-    if value is None:
-        raise ValueError(f"{name} must be given, got None")
-    return value
-
-
 def bounded_tail(p_lower: ArrayLike | None, q_upper: ArrayLike | None) -> FloatArray:
     """Return q = 1 - p from whichever was given, at least ``SMALLEST_TAIL``."""
     return np.maximum(tail_of(p_lower, q_upper), SMALLEST_TAIL)

@@ -65,7 +65,7 @@ def test_edges_and_shapes() -> None:
         ({"p_lower": 1.2, "scale": 1.0}, "p_lower must lie in"),
         ({"p_lower": math.nan, "scale": 1.0}, "p_lower must not be NaN"),
         ({"p_lower": 0.9, "scale": 0.0}, "scale must be finite and > 0"),
-        ({"p_lower": 0.9}, "scale must not be NaN"),
+        ({"p_lower": 0.9}, "scale must be given, got None"),
         ({"p_lower": 0.9, "q_upper": 0.1, "scale": 1.0}, "exactly one of p_lower and q_upper"),
     ],
 )
