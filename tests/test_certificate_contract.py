@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 import lightning_rs.certificates as certificate_package
+from lightning_rs.certificates.ablation import AblationL0, PatchBand, PatchBlock
 from lightning_rs.certificates.base import (
     ABSTAIN,
     Certificate,
@@ -56,6 +57,7 @@ from lightning_rs.evidence import (
     RunnerUpGradientSums,
     Votes,
 )
+from lightning_rs.noise.ablation import AblationNoise, BandNoise, BlockNoise
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
@@ -129,6 +131,9 @@ EXAMPLES: dict[type[Certificate], list[Example]] = {
     LaplaceL1: [Example(LaplaceL1, LaplaceNoise(0.4))],
     SplittingL1: [Example(SplittingL1, SplittingNoise(0.6))],
     DeterministicSplittingL1: [Example(DeterministicSplittingL1, ENUMERATED)],
+    PatchBand: [Example(PatchBand, BandNoise(2, shape=(1, 1, N)))],
+    PatchBlock: [Example(PatchBlock, BlockNoise(3, shape=(1, 20, 20)))],
+    AblationL0: [Example(AblationL0, AblationNoise(4, shape=(1, 40, 40)), step=20)],
     NormPowerL2: [Example(NormPowerL2, NORM_POWER)],
     NormPowerLinf: [Example(NormPowerLinf, NORM_POWER)],
     NormPowerTwoClassL2: [Example(NormPowerTwoClassL2, NORM_POWER, step=50)],
@@ -147,6 +152,18 @@ every = pytest.mark.parametrize(
 every_with_step = pytest.mark.parametrize(
     ("certificate", "noise", "step"), [pytest.param(e.build(), e.noise, e.step, id=f"{name}-{i}") for name, i, e in ALL]
 )
+
+
+def network_and_images(noise: Noise) -> tuple[HalfSpace, torch.Tensor]:
+    """Return a half space and four images of the law's shape on which its votes differ."""
+    shape = getattr(noise, "shape", SHAPE)
+    if tuple(shape) == SHAPE:
+        levels = [torch.full(SHAPE, level / 16) for level in (8, 11, 9, 12)]
+        return HalfSpace(torch.arange(1.0, DIM + 1), offset=38.9), torch.stack(levels)
+    # Laws that drop pixels: weights that sum to zero, images that differ in what is kept.
+    dim = math.prod(shape)
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    return HalfSpace(torch.linspace(-1, 1, dim)), images
 
 
 def concrete_certificates() -> set[type[Certificate]]:
@@ -306,7 +323,7 @@ def test_alpha_is_shared_completely(certificate: Certificate, noise: Noise) -> N
 
 @every
 def test_declarations_are_well_formed(certificate: Certificate, noise: Noise) -> None:
-    assert certificate.norm.partition(":")[0] in ("l1", "l2", "linf")
+    assert certificate.norm.partition(":")[0] in ("l0", "l1", "l2", "linf", "patch")
     assert certificate.ball in ("open", "closed")
     assert len({kind.scheme for kind in certificate.evidence}) == 1
     # Variants for a region carry its name, so that several can be listed in one run.
@@ -425,8 +442,9 @@ def test_a_tail_certificate_is_monotone_and_its_threshold_is_sound(certificate: 
 @every
 def test_through_the_engine_and_back_from_its_record(certificate: Certificate, noise: Noise) -> None:
     # Class 1 has most of the mass everywhere: the half space leaves a tail of a few percent.
-    network = HalfSpace(torch.ones(DIM), offset=2.0)
-    x = torch.full((2, *SHAPE), 0.5)
+    shape = getattr(noise, "shape", SHAPE)
+    network = HalfSpace(torch.ones(math.prod(shape)), offset=2.0 if tuple(shape) == SHAPE else -1e4)
+    x = torch.full((2, *shape), 0.5)
     certifier = Certifier([certificate], n0=20, n=N, alpha=0.01, runtime=Runtime(micro_batch=128))
     records = certifier.certify(network, noise, x, labels=[1, 0])
     for record in records:
@@ -446,8 +464,7 @@ def test_through_the_engine_and_back_from_its_record(certificate: Certificate, n
 
 @every
 def test_records_do_not_depend_on_the_other_images_to_the_last_bit(certificate: Certificate, noise: Noise) -> None:
-    network = HalfSpace(torch.arange(1.0, DIM + 1), offset=38.9)
-    x = torch.stack([torch.full(SHAPE, level / 16) for level in (8, 11, 9, 12)])
+    network, x = network_and_images(noise)
     certifier = Certifier([certificate], n0=20, n=302, alpha=0.01, runtime=Runtime(micro_batch=128))
     together = certifier.certify(network, noise, x, indices=[5, 6, 7, 8])
     alone = [certifier.certify(network, noise, x[i : i + 1], indices=[5 + i])[0] for i in (2, 0, 3, 1)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import lightning_rs.noise as noise_package
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import EnumeratedVotes, Votes
+from lightning_rs.noise.ablation import AblationNoise, BandNoise, BlockNoise
 from lightning_rs.noise.base import AdditiveNoise, EnumeratedNoise, Noise, noise_from_dict, noise_to_dict
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
@@ -95,6 +97,28 @@ EXAMPLES: dict[type[Noise], list[Example]] = {
                 ({"lam": 0.6, "shape": SHAPE, "q": 0}, "q must be a whole number >= 1, got 0"),
                 ({"lam": 0.6, "shape": SHAPE, "seed": -1}, "seed must be a whole number >= 0, got -1"),
                 ({"lam": 0.6, "shape": SHAPE, "v_sha256": "no"}, "v_sha256 must be [0-9a-f]{64} .* got no"),
+            ],
+        )
+    ],
+    BandNoise: [
+        Example(
+            lambda: BandNoise(2, shape=SHAPE),
+            [
+                ({"kept": 0, "shape": SHAPE}, "kept must be a whole number >= 1, got 0"),
+                ({"kept": 5, "shape": SHAPE}, "kept must be at most 4 .* got 5"),
+                ({"kept": 1, "shape": (4,)}, r"shape must be \(C, H, W\), got \(4,\)"),
+            ],
+        )
+    ],
+    BlockNoise: [
+        Example(lambda: BlockNoise(2, shape=SHAPE), [({"kept": 4, "shape": SHAPE}, "kept must be at most 3 .* got 4")])
+    ],
+    AblationNoise: [
+        Example(
+            lambda: AblationNoise(5, shape=SHAPE),
+            [
+                ({"k": 0, "shape": SHAPE}, "k must be a whole number >= 1, got 0"),
+                ({"k": 13, "shape": SHAPE}, "k must be at most the number of pixels, 12, got 13"),
             ],
         )
     ],
@@ -240,7 +264,12 @@ def test_draws_are_reproducible_and_leave_the_global_generator_alone(noise: Nois
 @every
 def test_copies_are_independent_draws(noise: Noise) -> None:
     drawn = variates(noise, 4000)
-    assert len(drawn.unique(dim=0)) > (0.99 * len(drawn) if not isinstance(noise, EnumeratedNoise) else noise.size - 1)
+    distinct = 0.99 * len(drawn)
+    if isinstance(noise, EnumeratedNoise):
+        distinct = noise.size - 1
+    elif isinstance(noise, AblationNoise):
+        distinct = 0.97 * math.comb(noise.pixels, noise.k)
+    assert len(drawn.unique(dim=0)) > distinct
     follows = np.corrcoef(drawn[:-1, 0], drawn[1:, 0])[0, 1]
     assert abs(follows) < 5 / np.sqrt(len(drawn))
 
@@ -272,7 +301,7 @@ def test_call_keeps_shape_and_dtype(noise: Noise, dtype: torch.dtype) -> None:
     assert noisy.shape == x.shape
     assert noisy.dtype == dtype
     assert torch.equal(noisy, noise(x.to(dtype), generator(4)))
-    assert not torch.equal(noisy[0], noisy[1])  # fresh noise for each row
+    assert len(noisy.flatten(1).unique(dim=0)) > 1  # fresh noise for each row
 
 
 @every

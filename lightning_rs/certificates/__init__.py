@@ -1,5 +1,6 @@
 """One theorem a file: evidence -> bounds -> radius."""
 
+from lightning_rs.certificates.ablation import AblationL0, PatchBand, PatchBlock
 from lightning_rs.certificates.base import (
     ABSTAIN,
     Certificate,
@@ -26,6 +27,7 @@ from lightning_rs.certificates.uniform import UniformBoxL1, UniformL1, UniformLi
 
 __all__ = [
     "ABSTAIN",
+    "AblationL0",
     "Certificate",
     "ChannelL2",
     "DeterministicSplittingL1",
@@ -45,6 +47,8 @@ __all__ = [
     "NormPowerL2",
     "NormPowerLinf",
     "NormPowerTwoClassL2",
+    "PatchBand",
+    "PatchBlock",
     "PureLinf",
     "Radii",
     "RenyiL2",

@@ -6,13 +6,19 @@ Randomized ablation keeps k random pixels: sampled.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, Setting, TopVoteCertificate, read
 from lightning_rs.certificates.splitting import splitting_votes_distance
 from lightning_rs.checks import FloatArray, IntArray, check_at_least, check_choice, check_probability
+from lightning_rs.evidence import EnumeratedVotes, Evidence
+from lightning_rs.noise.ablation import AblationNoise, BandNoise, BlockNoise
+from lightning_rs.noise.base import Noise
 
 Kind = Literal["band", "block"]
 
@@ -131,3 +137,54 @@ def _whole_root(value: IntArray) -> IntArray:
     root = np.floor(np.sqrt(np.asarray(value, dtype=np.float64))).astype(np.int64)
     root = np.where(root * root > value, root - 1, root)
     return np.where((root + 1) ** 2 <= value, root + 1, root)
+
+
+class PatchBand(Certificate):
+    """Side of the largest patch that cannot change the answer, from a band at every position: exact.
+
+    Statement and reference as :func:`patch_size`; ``radius`` is the side m in pixels, norm "patch", closed: no patch of
+    m x m pixels, wherever it lies and whatever it shows, changes the prediction. Nothing is sampled, alpha is not used.
+    """
+
+    norm = "patch"
+    ball = "closed"
+    noises: ClassVar[tuple[type[Noise], ...]] = (BandNoise,)
+    evidence = (EnumeratedVotes,)
+    alpha_split: Mapping[str, float] = MappingProxyType({})
+    exact = True
+    kind: ClassVar[Kind] = "band"
+
+    def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
+        noise, votes = setting.noise, read(evidence, EnumeratedVotes)
+        assert isinstance(noise, (BandNoise, BlockNoise))
+        _, height, width = noise.shape
+        counts, doubtful = votes.counts, votes.doubtful
+        top, side = patch_size(counts, height, width, noise.kept, self.kind, doubtful=doubtful)
+        distance = splitting_votes_distance(counts, doubtful)[1]
+        notes = {int(b): f"{doubtful[b]} votes within the logit margin" for b in np.flatnonzero(doubtful)}
+        prediction = np.where(distance >= 0, top, ABSTAIN)
+        return Radii(prediction, side.astype(np.float64), {"distance": distance.astype(np.float64)}, notes)
+
+
+class PatchBlock(PatchBand):
+    """The same from a square block at every position."""
+
+    noises = (BlockNoise,)
+    kind = "block"
+
+
+class AblationL0(TopVoteCertificate):
+    """Number of pixels that may change, from votes with k random pixels kept (:func:`ablation_l0_radius`).
+
+    ``radius`` is the number rho of pixels, norm "l0", closed ball; a pixel changes if any of its channels does. q_upper
+    is one-sided Clopper-Pearson at the whole alpha. Levine and Feizi (2020), Corollary 1.
+    """
+
+    norm = "l0"
+    ball = "closed"
+    noises = (AblationNoise,)
+
+    def radius_of_tail(self, q_upper: FloatArray, setting: Setting) -> FloatArray:
+        """Return :func:`ablation_l0_radius`, in pixels."""
+        assert isinstance(setting.noise, AblationNoise)
+        return ablation_l0_radius(q_upper, setting.noise.k, setting.noise.pixels).astype(np.float64)

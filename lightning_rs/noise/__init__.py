@@ -1,5 +1,6 @@
 """How an input is randomised: one law a file."""
 
+from lightning_rs.noise.ablation import AblationNoise, BandNoise, BlockNoise
 from lightning_rs.noise.base import AdditiveNoise, EnumeratedNoise, Noise, noise_from_dict, noise_to_dict
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
@@ -8,7 +9,10 @@ from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingN
 from lightning_rs.noise.uniform import UniformNoise
 
 __all__ = [
+    "AblationNoise",
     "AdditiveNoise",
+    "BandNoise",
+    "BlockNoise",
     "DeterministicSplittingNoise",
     "EnumeratedNoise",
     "GaussianNoise",

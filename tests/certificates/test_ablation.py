@@ -7,8 +7,16 @@ from math import comb
 
 import numpy as np
 import pytest
+import torch
+from scipy.stats import chisquare
+from torch import Tensor, nn
 
+from lightning_rs.certificates import AblationL0, PatchBand
+from lightning_rs.certifier import Certifier
 from lightning_rs.functional import ablation_discrepancy, ablation_l0_radius, patch_size
+from lightning_rs.networks.null_coding import NullCoding
+from lightning_rs.noise import AblationNoise, BandNoise, BlockNoise
+from lightning_rs.noise.ablation import NULL
 from tests.oracles import oracle_cases
 
 RNG = np.random.default_rng(2)
@@ -110,3 +118,78 @@ def test_monotone_edges_and_bad_input() -> None:
         patch_size([1, 2], 28, 28, 29, "band")
     with pytest.raises(ValueError, match="votes must not exceed the 28 positions"):
         patch_size([1, 29], 28, 28, 2, "band")
+
+
+def test_every_position_is_seen_once_and_wraps_around() -> None:
+    noise = BandNoise(2, shape=(2, 3, 4))
+    x = torch.rand(24, generator=torch.Generator().manual_seed(0))
+    out = torch.empty(4, 24)
+    noise.split(x, torch.arange(4), out)
+    kept = (out >= 0).view(4, 2, 3, 4)
+    assert kept.all(1).all(1).tolist() == [
+        [True, True, False, False], [False, True, True, False], [False, False, True, True], [True, False, False, True],
+    ]  # fmt: skip
+    assert torch.equal(out[out >= 0], x.expand(4, 24)[out >= 0])
+    block = torch.empty(12, 24)
+    BlockNoise(2, shape=(2, 3, 4)).split(x, torch.arange(12), block)
+    assert ((block >= 0).sum(1) == 8).all()
+    assert (block >= 0)[11].view(2, 3, 4)[0].tolist() == [
+        [True, False, False, True], [False] * 4, [True, False, False, True],
+    ]  # fmt: skip
+
+
+def test_all_subsets_are_equally_likely() -> None:
+    noise, draws = AblationNoise(2, shape=(3, 2, 2)), 12_000
+    kept = torch.empty(draws, 12)
+    noise.draw_(kept, torch.Generator().manual_seed(0))
+    pixels = kept.view(draws, 3, 4)
+    assert (pixels.sum(2) == 2).all()
+    assert (pixels == pixels[:, :1]).all()  # all channels of a pixel together
+    _, counts = pixels[:, 0].unique(dim=0, return_counts=True)
+    assert len(counts) == 6
+    assert chisquare(counts.numpy()).pvalue > 1e-4
+
+
+def test_a_dropped_pixel_is_no_colour() -> None:
+    x = torch.tensor([0.0, 0.25, 1.0, NULL]).view(1, 1, 2, 2)
+    assert NullCoding()(x).flatten(2).tolist() == [[[0.0, 0.25, 1.0, 0.0], [1.0, 0.75, 0.0, 0.0]]]
+
+
+class Bright(nn.Module):
+    """Class 1 where more than half of the kept pixels are bright; class 0 otherwise, and on nothing at all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = (x >= 0).flatten(1)
+        bright = ((x > 0.5).flatten(1) & kept).sum(1) - 0.5 * kept.sum(1)
+        return torch.stack([torch.zeros_like(bright), bright], dim=1)
+
+
+def test_patches_end_to_end_against_every_patch() -> None:
+    """Through the engine: no all-black patch of the certified side turns the answer, anywhere."""
+    noise, width = BandNoise(2, shape=(1, 6, 9)), 9
+    image = torch.ones(1, 1, 6, 9)
+    image[..., 4] = 0.0
+    certifier = Certifier([PatchBand()])
+    record = certifier.certify(Bright(), noise, image)[0]
+    assert (record.prediction, record.norm, record.alpha, record.n_used) == (1, "patch", 0.0, width)
+    side = int(record.radius)
+    assert side >= 1
+    for top, left in product(range(6 - side + 1), range(width - side + 1)):
+        attacked = image.clone()
+        attacked[..., top : top + side, left : left + side] = 0.0
+        assert certifier.certify(Bright(), noise, attacked)[0].prediction == 1
+    broken = image.clone()
+    broken[..., 0:6, 0:6] = 0.0
+    assert certifier.certify(Bright(), noise, broken)[0].prediction == 0
+
+
+def test_ablation_end_to_end() -> None:
+    noise, image = AblationNoise(5, shape=(1, 8, 8)), torch.ones(2, 1, 8, 8)
+    image[1, :, :3] = 0.0
+    all_bright, mixed = Certifier([AblationL0()], n=2000).certify(Bright(), noise, image)
+    assert all_bright.norm == "l0"
+    assert all_bright.radius == ablation_l0_radius(1 - 0.001 ** (1 / 2000), 5, 64) > mixed.radius
+    # p(x) exactly: at least 3 of 5 kept among the 40 bright of 64.
+    p = sum(comb(40, j) * comb(24, 5 - j) for j in range(3, 6)) / comb(64, 5)
+    assert mixed.counts[1] / 2000 == pytest.approx(p, abs=0.05)
+    assert mixed.bounds["p_lower"] <= p
