@@ -162,8 +162,9 @@ def network_and_images(noise: Noise) -> tuple[HalfSpace, torch.Tensor]:
         return HalfSpace(torch.arange(1.0, DIM + 1), offset=38.9), torch.stack(levels)
     # Laws that drop pixels: weights that sum to zero, images that differ in what is kept.
     dim = math.prod(shape)
-    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    return HalfSpace(torch.linspace(-1, 1, dim)), images
+    generator = torch.Generator().manual_seed(0)
+    weight, images = torch.randn(dim, generator=generator), torch.rand(4, *shape, generator=generator)
+    return HalfSpace(weight - weight.mean()), images
 
 
 def concrete_certificates() -> set[type[Certificate]]:
