@@ -26,9 +26,12 @@ from lightning_rs.certificates.second_order import second_order_l2_radius, secon
 from lightning_rs.certificates.splitting import splitting_votes_l1_radius
 from lightning_rs.certificates.topk import label_set_l2_radius, topk_l2_radius
 from lightning_rs.certificates.uniform import uniform_l1_radius, uniform_linf_radius
+from lightning_rs.certificates.values import gaussian_value_lower
 from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.noise.splitting import splitting_noise
+from lightning_rs.numerics.projections import project_l1_box
 from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
+from lightning_rs.statistics.attacks import attack_allowed
 from lightning_rs.statistics.binomial import (
     clopper_pearson_lower,
     clopper_pearson_upper,
@@ -41,6 +44,7 @@ from lightning_rs.statistics.transfer import percentile_ranks, transfer_lower
 __all__ = [
     "ablation_discrepancy",
     "ablation_l0_radius",
+    "attack_allowed",
     "cascade_l2_radius",
     "certified_accuracy_lower_bound",
     "clopper_pearson_lower",
@@ -56,6 +60,7 @@ __all__ = [
     "first_order_subspace_l2_radius",
     "gaussian_discrepancy",
     "gaussian_l2_radius",
+    "gaussian_value_lower",
     "label_set_l2_radius",
     "laplace_l1_radius",
     "lecuyer_l2_radius",
@@ -66,6 +71,7 @@ __all__ = [
     "norm_power_l2_radius",
     "patch_size",
     "percentile_ranks",
+    "project_l1_box",
     "pure_linf_log_ratio",
     "renyi_l2_radius",
     "routed_radius",

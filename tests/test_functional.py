@@ -22,6 +22,9 @@ from tests.oracles import oracle_cases
 
 # As fixed by the design: positional names in order. Functions with p_lower also take q_upper by keyword.
 SIGNATURES = {
+    "attack_allowed": "images alpha rho beta",
+    "gaussian_value_lower": "q_upper r",
+    "project_l1_box": "z x eps",
     "clopper_pearson_lower": "count n alpha",
     "clopper_pearson_upper": "count n alpha",
     "top_class_p_value": "count_top count_second",

@@ -1,0 +1,71 @@
+"""What a certificate asserts of the smoothed probability at another point: a number, not only a class."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import ndtr, ndtri
+
+from lightning_rs.checks import FloatArray, check_nonnegative, check_probability
+from lightning_rs.noise.base import Noise
+from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.noise.laplace import LaplaceNoise
+from lightning_rs.noise.splitting import SplittingNoise
+from lightning_rs.noise.uniform import UniformNoise
+
+#: More than the relative errors of ``ndtri``, ``ndtr`` and the subtraction between them, for a score of order 1.
+_SLACK = 2.0**-48
+
+
+def gaussian_value_lower(q_upper: ArrayLike, r: ArrayLike) -> FloatArray:
+    """Return ``Phi(Phi^-1(1 - q_upper) - r)``, what Gaussian smoothing asserts of a class at distance r.
+
+    Statement: if a class has probability at least 1 - ``q_upper`` at x under N(x, sigma^2 I), then it has at least the
+    returned probability at every x' with ``||x - x'||_2 = r sigma``. Attained by half-spaces (Cohen,
+    Rosenfeld and Kolter 2019, Lemma 3: Neyman and Pearson).
+
+    Args:
+        q_upper: upper bound of the tail 1 - p, in [0, 1].
+        r: distance in units of sigma, >= 0.
+
+    Returns:
+        Lower bound, float64, broadcast shape, rounded down.
+
+    Raises:
+        ValueError: for NaN or values out of range.
+
+    Example:
+        >>> print(round(gaussian_value_lower(0.0069, 0.5), 6))
+        0.975144
+    """
+    tail, distance = np.broadcast_arrays(check_probability("q_upper", q_upper), check_nonnegative("r", r))
+    with np.errstate(invalid="ignore"):
+        score = np.where(tail == 0, np.where(np.isinf(distance), -np.inf, np.inf), -ndtri(tail) - distance)
+    size = np.minimum(np.abs(score), 40.0) + np.minimum(distance, 40.0)
+    value = ndtr(score)
+    return np.where(np.isinf(score), value, value * (1 - _SLACK * (1 + size) ** 2))[()]
+
+
+def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | None:
+    """Return what a law of noise asserts of a class at x + delta, from its tail at x; None if there is no closed form.
+
+    Gaussian: :func:`gaussian_value_lower`. Uniform and splitting noise with independent coordinates: p falls by at most
+    the total variation ``1 - prod_i (1 - |delta_i| / (2 lam))_+``. Laplace: the density ratio is at most
+    ``exp(||delta||_1 / b)``.
+
+    Args:
+        noise: the law.
+        q_upper: upper bound of 1 - p at x.
+        delta: the perturbation, float64, any shape.
+    """
+    size = np.abs(np.asarray(delta, dtype=np.float64))
+    if isinstance(noise, GaussianNoise):
+        return float(gaussian_value_lower(q_upper, np.sqrt(np.square(size).sum()) * (1 + 1e-12) / noise.sigma))
+    if isinstance(noise, (UniformNoise, SplittingNoise)):
+        with np.errstate(divide="ignore"):
+            variation = -np.expm1(np.log1p(-np.minimum(size / (2 * noise.lam), 1.0)).sum())
+        return float(max(1.0 - q_upper - variation - 1e-12, 0.0))
+    if isinstance(noise, LaplaceNoise):
+        ratio = np.exp(size.sum() / noise.scale)
+        return float(max(max(1.0 - ratio * q_upper, (1.0 - q_upper) / ratio) - 1e-12, 0.0))
+    return None

@@ -1,0 +1,217 @@
+"""Attacks on classifiers whose smoothed boundary is known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lightning_rs import DeterministicSplittingNoise, GaussianNoise, LaplaceNoise, SmoothedClassifier, UniformNoise
+from lightning_rs.attacks import (
+    DDN,
+    PGD,
+    Attack,
+    External,
+    Geometry,
+    Margin,
+    PlugIn,
+    Reinforce,
+    SplittingMoves,
+    VoteSearch,
+)
+from lightning_rs.attacks.splitting import Outcomes, lost, single_step_attack
+from lightning_rs.certificates.splitting import splitting_votes_distance
+from tests.helpers import HalfSpace
+
+SHAPE = (1, 6, 6)
+DIM = 36
+
+
+def half_space(seed: int = 0) -> tuple[HalfSpace, torch.Tensor]:
+    """Return a linear classifier with unequal weights and an image of class 1."""
+    weight = torch.randn(DIM, generator=torch.Generator().manual_seed(seed))
+    x = torch.full((1, *SHAPE), 0.5)
+    return HalfSpace(weight, offset=float(0.5 * weight.sum()) - 0.25 * float(weight.norm())).eval(), x
+
+
+def boundary(network: HalfSpace, x: torch.Tensor, norm: str) -> float:
+    """Return the distance of the smoothed boundary, which is the base classifier's: the noise is symmetric."""
+    weight = network.weight.detach().double()
+    margin = float(x.flatten().double() @ weight - network.offset)
+    dual = {"l1": weight.abs().max(), "l2": weight.norm(), "linf": weight.abs().sum()}[norm]
+    return margin / float(dual)
+
+
+CASES = [
+    (PGD(steps=20), "l2", 1.05),
+    (PGD(steps=20), "linf", 1.05),
+    (PGD(steps=30), "l1", 2.0),  # the largest weight alone would have to leave the box
+    (PGD(steps=20, objective=PlugIn()), "l2", 1.05),
+    (PGD(steps=20, objective=Reinforce()), "l2", 1.6),
+    (PGD(steps=20, restarts=2), "l2", 1.05),
+    (DDN(steps=60), "l2", 2.0),
+    (VoteSearch(steps=300), "l2", 2.0),
+    (VoteSearch(steps=300), "linf", 2.0),
+    (VoteSearch(steps=300), "l1", 3.0),
+]
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm", "factor"), CASES, ids=lambda v: type(v).__name__ if isinstance(v, Attack) else v
+)
+def test_attacks_cross_the_boundary_a_little_beyond_it_and_never_before(
+    attack: Attack, norm: str, factor: float
+) -> None:
+    network, x = half_space()
+    smoothed = SmoothedClassifier(network, GaussianNoise(0.25), copies=64, domain=(0.0, 1.0))
+    geometry = Geometry(norm, (0.0, 1.0))
+    for share, crosses in ((factor, True), (0.98, False)):
+        eps = torch.tensor([share * boundary(network, x, norm)])
+        found = attack(smoothed, x, torch.tensor([1]), eps, geometry, seed=1)
+        assert geometry.distance(x.flatten(1), found.flatten(1))[0] <= float(eps)
+        # DDN's shortest of many noisy successes tends to lie a hair inside.
+        reached = x + (1.15 if isinstance(attack, DDN) and crosses else 1.0) * (found - x)
+        assert bool(network(reached).argmax() == 0) == crosses
+
+
+def test_ddn_finds_a_short_perturbation_without_a_tight_radius() -> None:
+    network, x = half_space()
+    smoothed = SmoothedClassifier(network, GaussianNoise(0.25), copies=64, domain=(0.0, 1.0))
+    found = DDN(steps=80)(smoothed, x, torch.tensor([1]), torch.tensor([3.0]), Geometry("l2", (0.0, 1.0)))
+    assert network(x + 1.15 * (found - x)).argmax() == 0
+    assert 0.9 < float((found - x).norm()) / boundary(network, x, "l2") < 1.3
+
+
+def test_objectives_and_the_gradient_from_votes() -> None:
+    network, x = half_space()
+    network.requires_grad_(False)
+    smoothed = SmoothedClassifier(network, GaussianNoise(0.25), copies=4000)
+    classes = torch.tensor([1])
+    vote = smoothed(x)[0].double()
+    scores = smoothed.copy_logits(x)
+    assert float(PlugIn().value(scores, classes)) == pytest.approx(-float(vote[1]), rel=1e-5)
+    assert float(Margin().value(scores, classes)) == pytest.approx(float(vote[0] - vote[1]), rel=1e-5)
+    # P(wrong) = Phi(-m / (sigma |w|)): its gradient is -phi(.) w / (sigma |w|).
+    weight = network.weight.detach()
+    margin = boundary(network, x, "l2") / 0.25
+    expected = -math.exp(-(margin**2) / 2) / math.sqrt(2 * math.pi) / 0.25 * weight / weight.norm()
+    found = Reinforce().gradient(smoothed, x, classes)[0]
+    assert float((found - expected).norm()) < 0.3 * float(expected.norm())
+    laplace = SmoothedClassifier(network, LaplaceNoise(0.2), copies=4000)
+    cosine = torch.cosine_similarity(Reinforce().gradient(laplace, x, classes)[0], -weight, dim=0)
+    assert float(cosine) > 0.9
+    with pytest.raises(ValueError, match="VoteSearch works for every noise"):
+        Reinforce().gradient(SmoothedClassifier(network, UniformNoise(lam=0.5)), x, classes)
+
+
+class Steps(nn.Module):
+    """A linear classifier that looks at rounded pixels: no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = half_space()[0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.round(decimals=2).detach())
+
+
+def test_networks_without_gradient_are_told_what_to_use() -> None:
+    x = half_space()[1]
+    smoothed = SmoothedClassifier(Steps().requires_grad_(False), GaussianNoise(0.25))
+    arguments = (smoothed, x, torch.tensor([1]), torch.tensor([2.0]), Geometry("l2", (0.0, 1.0)))
+    for attack in (PGD(), DDN()):
+        with pytest.raises(ValueError, match=r"use lightning_rs\.attacks\.VoteSearch, or PGD with .*Reinforce"):
+            attack(*arguments)
+    assert smoothed.network(VoteSearch(400)(*arguments)).argmax() == 0
+    assert smoothed.network(PGD(objective=Reinforce())(*arguments)).argmax() == 0
+
+
+@pytest.mark.parametrize("attack", [PGD, DDN, VoteSearch, SplittingMoves])
+def test_steps_below_one_are_refused(attack: type[Attack]) -> None:
+    with pytest.raises(ValueError, match="steps must be a whole number >= 1, got 0"):
+        attack(steps=0)  # type: ignore[call-arg]
+
+
+def test_norms_that_an_attack_cannot_search_are_refused() -> None:
+    network, x = half_space()
+    smoothed = SmoothedClassifier(network, GaussianNoise(0.25))
+    with pytest.raises(ValueError, match="DDN attacks in l2, got norm 'linf'"):
+        DDN()(smoothed, x, torch.tensor([1]), torch.tensor([1.0]), Geometry("linf"))
+    with pytest.raises(ValueError, match="cannot be imported"):
+        External("no_such_library.PGD")
+    with pytest.raises(ValueError, match="has no Nothing"):
+        External("torch.Nothing")
+
+
+class TestDeterministicSplitting:
+    NOISE = DeterministicSplittingNoise(lam=0.6, shape=(2, 6, 6), q=15, seed=3)
+
+    def victims(self) -> tuple[SmoothedClassifier, torch.Tensor, torch.Tensor, np.ndarray]:
+        """Return images with their exact classes and certified distances in grid steps."""
+        weight = torch.randn(72, generator=torch.Generator().manual_seed(4))
+        network = HalfSpace(weight, offset=float(0.5 * weight.sum()))
+        smoothed = SmoothedClassifier(network, self.NOISE, domain=(0.0, 1.0), grid=15, copies=18)
+        x = torch.randint(16, (30, 2, 6, 6), generator=torch.Generator().manual_seed(5)).float() / 15
+        counts = smoothed.predict(x).counts
+        top, distance = splitting_votes_distance(counts)
+        return smoothed, x, torch.from_numpy(np.asarray(top)), np.asarray(distance)
+
+    def test_votes_add_up_and_the_single_step_attack_is_exact(self) -> None:
+        smoothed, x, classes, distance = self.victims()
+        session = smoothed.session((2, 6, 6))
+        outcomes, order = Outcomes(session), session.prepared.order
+        tight = 0
+        for image, own, far in zip(x, classes.tolist(), distance.tolist(), strict=True):
+            whole = (image.flatten() * 15).round().int()
+            whole = whole if order is None else whole[order]
+            found = single_step_attack(outcomes, whole, own, 2)
+            if found is None:
+                continue
+            steps = int((found - whole).abs().sum())
+            assert lost(outcomes.all_labels(found), own, 2)  # by enumeration, not by adding up
+            assert steps > far  # inside the certified ball nothing flips
+            tight += steps == far + 1
+        assert tight >= 5  # and the certificate is tight: one step more is enough for some
+
+    def test_long_moves_flip_exactly_and_never_inside(self) -> None:
+        smoothed, x, classes, distance = self.victims()
+        geometry = Geometry("l1", (0.0, 1.0), 15)
+        far = torch.full((30,), 8.0)
+        found = SplittingMoves(steps=6)(smoothed, x, classes, far, geometry)
+        flipped = smoothed.predict(found).prediction != classes.numpy()
+        reach = np.round(geometry.distance(x.flatten(1), found.flatten(1)) * 15)
+        assert flipped.mean() > 0.8
+        assert (reach[flipped] > distance[flipped]).all()
+        inside = torch.from_numpy(distance / 15).float() + 1e-4
+        tried = SplittingMoves(steps=6)(smoothed, x, classes, inside, geometry)
+        assert (smoothed.predict(tried).prediction == classes.numpy()).all()
+
+    def test_other_noise_is_refused(self) -> None:
+        network, x = half_space()
+        with pytest.raises(ValueError, match="noise of SplittingMoves must be DeterministicSplittingNoise"):
+            SplittingMoves()(
+                SmoothedClassifier(network, UniformNoise(lam=0.5)), x, torch.tensor([1]), torch.tensor([1.0]),
+                Geometry("l1"),
+            )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("class_path", "arguments"),
+    [
+        ("foolbox.attacks.L2PGD", {"steps": 20, "rel_stepsize": 0.2}),
+        ("torchattacks.PGDL2", {"alpha": 0.3, "steps": 20}),
+    ],
+)
+def test_attacks_of_other_libraries_plug_in(class_path: str, arguments: dict[str, float]) -> None:
+    library = class_path.partition(".")[0]
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    network, x = half_space()
+    smoothed = SmoothedClassifier(network, GaussianNoise(0.25), copies=64, domain=(0.0, 1.0))
+    eps = torch.tensor([1.3 * boundary(network, x, "l2")])
+    found = External(class_path, arguments)(smoothed, x, torch.tensor([1]), eps, Geometry("l2", (0.0, 1.0)))
+    assert network(found).argmax() == 0
+    assert float((found - x).norm()) <= float(eps)
