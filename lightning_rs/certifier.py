@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rs.budgets import Budget, FixedSamples
-from lightning_rs.certificates.base import Certificate, certificate_to_dict
-from lightning_rs.certificates.gaussian_l2 import GaussianL2
+from lightning_rs.budgets.base import describe_budget
+from lightning_rs.certificates.base import Certificate, describe_certificate
+from lightning_rs.certificates.natural import find_natural_certificate
 from lightning_rs.checks import check_alpha, check_at_least
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import Scheme
@@ -24,7 +26,7 @@ class Certifier:
 
     Args:
         certificates: theorems to apply to one sampling pass; the first is the record's own, the others are listed
-            beside it, each at level ``alpha`` by itself. Default: Cohen's l2 certificate.
+            beside it, each at level ``alpha`` by itself. Default: the usual one of the noise, see ``usual_for``.
         n0: selection samples an image, from which only the class (and the runner-up) is taken.
         n: estimation samples an image, disjoint from the selection samples.
         alpha: failure probability of each image's statement.
@@ -54,7 +56,8 @@ class Certifier:
         allow_noise_mismatch: bool = False,
         separate_passes: bool = False,
     ) -> None:
-        self.certificates = tuple(certificates) if certificates is not None else (GaussianL2(),)
+        # Empty until the noise is known, see for_noise.
+        self.certificates = () if certificates is None else tuple(certificates)
         self.n0 = check_at_least("n0", n0, 1)
         self.n = check_at_least("n", n, 1)
         self.alpha = float(check_alpha(alpha))
@@ -64,7 +67,8 @@ class Certifier:
         self.noise = noise
         self.allow_noise_mismatch = allow_noise_mismatch
         self.separate_passes = separate_passes
-        self._check_certificates()
+        if certificates is not None:
+            self._check_certificates()
 
     def certify(
         self,
@@ -111,19 +115,36 @@ class Certifier:
         on_samples: Callable[[int], None] | None = None,
     ) -> Session:
         """Prepare the network once, for certifying or predicting many batches. Arguments as in :meth:`certify`."""
-        for certificate in self.certificates:
+        certifier = self.for_noise(noise)
+        for certificate in certifier.certificates:
             certificate.check_noise(noise)
-        return Session(self, network, noise, shape, device, domain, grid, stage, micro_batch, on_samples)
+        return Session(certifier, network, noise, shape, device, domain, grid, stage, micro_batch, on_samples)
+
+    def for_noise(self, noise: Noise) -> Certifier:
+        """Return this certifier with certificates: its own or, where none is named, the usual one of the noise.
+
+        For a noise that has no usual certificate it stays without one: then it can predict, but not certify.
+
+        Raises:
+            ValueError: if the budget does not serve the usual certificate.
+        """
+        usual = find_natural_certificate(type(noise))
+        if self.certificates or usual is None:
+            return self
+        chosen = copy.copy(self)
+        chosen.certificates = (usual(),)
+        chosen._check_certificates()
+        return chosen
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration as plain values: what binds a record file."""
         return {
-            "certificates": [_described(c) for c in self.certificates],
+            "certificates": [describe_certificate(c) for c in self.certificates],
             "n0": self.n0,
             "n": self.n,
             "alpha": self.alpha,
             "seed": self.seed,
-            "budget": self.budget.describe(),
+            "budget": describe_budget(self.budget),
             "separate_passes": self.separate_passes,
         }
 
@@ -154,11 +175,3 @@ class Certifier:
 
     def __repr__(self) -> str:
         return f"Certifier(certificates={list(self.certificates)}, n0={self.n0}, n={self.n}, alpha={self.alpha})"
-
-
-def _described(certificate: Certificate) -> dict[str, Any]:
-    """Return what a record file says of a certificate."""
-    parts = {"name": certificate.name, "norm": certificate.norm, "alpha_split": dict(certificate.alpha_split)}
-    # A table that all images share: a statement about the whole set pays for it (Theorem 5: off rho).
-    spent = {"shared_failure": certificate.shared_failure} if certificate.shared_failure else {}
-    return {**certificate_to_dict(certificate), **parts, **spent}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_rs.budgets import Group, Outcome, Selection, Task
 from lightning_rs.certificates.base import ABSTAIN
+from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.checks import check_alpha, check_choice
 from lightning_rs.engine.calibration import calibration_rows
 from lightning_rs.engine.runtime import Probe
@@ -89,7 +90,12 @@ class Session:
         )
 
     def describe(self) -> dict[str, Any]:
-        """Return everything that binds the records of this session, as plain values."""
+        """Return everything that binds the records of this session, as plain values.
+
+        Raises:
+            ValueError: for a noise without a usual certificate, if none is named.
+        """
+        self._check_certificates()
         return {
             **self.certifier.describe(),
             "noise": noise_to_dict(self.noise),
@@ -108,8 +114,10 @@ class Session:
         """Yield one record an image, in order; a few images are in flight at once.
 
         Raises:
-            ValueError: for images that are not finite, outside the domain or off the grid, or wrong lengths.
+            ValueError: for images that are not finite, outside the domain or off the grid, or wrong lengths; for a
+                noise without a usual certificate, if none is named.
         """
+        self._check_certificates()
         self._check_images(images)
         own_indices = _whole_numbers("indices", indices, len(images), range(len(images)))
         own_labels = None if labels is None else _whole_numbers("labels", labels, len(images), ())
@@ -186,6 +194,10 @@ class Session:
             f"of {self.probed.rows} rows, so votes by a margin of at most {self.sampler.tolerance:.3g} count as "
             "adversarial"
         )
+
+    def _check_certificates(self) -> None:
+        if not self.certifier.certificates:
+            natural_certificate(type(self.noise))  # says what to do
 
     def _check_images(self, images: Tensor) -> None:
         if image_shape(images) != self.prepared.shape:

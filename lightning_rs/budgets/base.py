@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting
+from lightning_rs.class_paths import class_path, parameters
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import Purpose
 from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
@@ -102,8 +103,8 @@ class Budget(ABC):
     target: float | None = None
 
     def describe(self) -> dict[str, Any]:
-        """Return the rule as plain values: it binds a record file."""
-        return {"mode": self.mode}
+        """Return the rule as plain values: it binds a record file. Arguments are kept under their own names."""
+        return {"mode": self.mode, **parameters(self)}
 
     def check(self, certificates: Sequence[Certificate]) -> None:  # noqa: B027 (fixed n serves every certificate)
         """Raise ``ValueError`` if a certificate does not allow this rule."""
@@ -115,6 +116,12 @@ class Budget(ABC):
     @abstractmethod
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Spend samples on a group of images and certify it."""
+
+
+def describe_budget(budget: Budget) -> dict[str, Any]:
+    """Return what a record file says of a budget: its rule and, for somebody else's, its class."""
+    path = class_path(type(budget))
+    return {**budget.describe(), **({"class": path} if "." in path else {})}
 
 
 class FixedSamples(Budget):

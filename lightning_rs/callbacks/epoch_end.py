@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,6 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
-from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
@@ -58,9 +58,17 @@ class EpochEndCertification(pl.Callback):
             return
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due or not self._last or trainer.state.fn != TrainerFn.FITTING:
-            certifier = self._certifier_for(pl_module.noise)
-            radii = self.radii or metric_radii((certifier.noise or pl_module.noise).sigma)
-            self._last = certification_metrics(self._certify(trainer, pl_module, certifier), radii)
+            configured = self.certifier or Certifier(n0=64, n=1000, alpha=0.01)
+            noise = configured.noise or pl_module.noise
+            certifier = configured.for_noise(noise)
+            if not certifier.certificates:
+                warnings.warn(
+                    f"no certification at epoch ends: none is registered for {type(noise).__name__}, see usual_for",
+                    stacklevel=2,
+                )
+                return
+            radii = self.radii or metric_radii(noise.sigma)
+            self._last = certification_metrics(self._certify(trainer, pl_module, certifier, noise), radii)
         for name, value in self._last.items():
             # All ranks hold the same numbers, so their mean is the number.
             pl_module.log(name, value, prog_bar=name.endswith("ACR"), sync_dist=True)
@@ -73,11 +81,10 @@ class EpochEndCertification(pl.Callback):
         """Take the standing metrics."""
         self._last = dict(state_dict["last"])
 
-    def _certifier_for(self, noise: Noise) -> Certifier:
-        return self.certifier or Certifier([natural_certificate(type(noise))()], n0=64, n=1000, alpha=0.01)
-
     @torch.no_grad()
-    def _certify(self, trainer: pl.Trainer, model: BaseClassifier, certifier: Certifier) -> list[Certification]:
+    def _certify(
+        self, trainer: pl.Trainer, model: BaseClassifier, certifier: Certifier, noise: Noise
+    ) -> list[Certification]:
         data = _datamodule(trainer)
         subset = data.epoch_end_subset(_FEW if getattr(trainer, "fast_dev_run", False) else self.images)
         mine = list(range(trainer.global_rank, len(subset), trainer.world_size))
@@ -85,7 +92,7 @@ class EpochEndCertification(pl.Callback):
         with _undisturbed(model):
             session = certifier.session(
                 model.network,
-                certifier.noise or model.noise,
+                noise,
                 model.shape,
                 device=model.device,
                 domain=data.domain,

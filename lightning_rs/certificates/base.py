@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.checks import check_alpha
+from lightning_rs.class_paths import class_named, from_dict, parameters, to_dict
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.base import Domain, Noise
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper
@@ -22,6 +23,8 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Ball = Literal["open", "closed"]
 ABSTAIN = -1
+# What a record file says of a certificate beside its parameters.
+_SAID = ("name", "norm", "alpha_split", "shared_failure")
 E = TypeVar("E", bound=Evidence)
 
 
@@ -142,8 +145,7 @@ class Certificate(ABC):
 
     def spec(self) -> dict[str, Any]:
         """Return the parameters of the theorem as plain values."""
-        names = [p for p in inspect.signature(type(self).__init__).parameters if p not in ("self", "args", "kwargs")]
-        return {name: getattr(self, name) for name in names}
+        return parameters(self)
 
     def __eq__(self, other: object) -> bool:
         """Two certificates are equal if they are the same theorem with the same parameters."""
@@ -226,26 +228,25 @@ def abstain_at_zero(radius: FloatArray, top: IntArray) -> IntArray:
 
 
 def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
-    """Return ``{"class": name, **parameters}``, plain values for record headers."""
-    return {"class": type(certificate).__name__, **certificate.spec()}
+    """Return ``{"class": class path, **parameters}``, plain values for record headers."""
+    return to_dict(certificate, certificate.spec())
+
+
+def describe_certificate(certificate: Certificate) -> dict[str, Any]:
+    """Return what a record file says of a certificate: how to rebuild it, and what its statements rest on."""
+    said = {"name": certificate.name, "norm": certificate.norm, "alpha_split": dict(certificate.alpha_split)}
+    # A table that all images share: a statement about the whole set pays for it (Theorem 5: off rho).
+    spent = {"shared_failure": certificate.shared_failure} if certificate.shared_failure else {}
+    return {**certificate_to_dict(certificate), **said, **spent}
 
 
 def certificate_from_dict(spec: Mapping[str, Any]) -> Certificate:
-    """Rebuild a certificate from :func:`certificate_to_dict`.
+    """Rebuild a certificate from :func:`certificate_to_dict` or :func:`describe_certificate`.
 
     Raises:
-        ValueError: if the class is unknown or its parameters are not accepted.
+        ValueError: if the class is unknown, cannot be imported, or its parameters are not accepted.
     """
-    known = {cls.__name__: cls for cls in _subclasses(Certificate) if not inspect.isabstract(cls)}  # type: ignore[type-abstract]
-    name = spec.get("class")
-    if name not in known:
-        raise ValueError(f"certificate must be one of {', '.join(sorted(known))}, got {name!r}")
-    try:
-        return known[name](**{key: value for key, value in spec.items() if key != "class"})
-    except TypeError as error:
-        raise ValueError(f"certificate {name} does not take {dict(spec)!r}: {error}") from error
-
-
-def _subclasses(cls: type[Certificate]) -> list[type[Certificate]]:
-    direct = cls.__subclasses__()
-    return direct + [deeper for sub in direct for deeper in _subclasses(sub)]
+    kind = class_named(spec.get("class"), Certificate, "certificate")  # type: ignore[type-abstract]
+    own = inspect.signature(kind).parameters
+    arguments = {key: value for key, value in spec.items() if key in own or key not in _SAID}
+    return from_dict(arguments | {"class": spec["class"]}, Certificate, "certificate")  # type: ignore[type-abstract]

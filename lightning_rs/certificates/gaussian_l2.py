@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, at, read
+from lightning_rs.certificates.natural import usual_for
 from lightning_rs.checks import (
     FloatArray,
     check_choice,
@@ -89,6 +90,7 @@ def gaussian_l2_threshold(radius: ArrayLike, sigma: ArrayLike) -> FloatArray:
     return (ndtr(-score) * (1 - _SLACK * (1 + score * (score + 1))))[()]
 
 
+@usual_for(GaussianNoise)
 class GaussianL2(TopVoteCertificate):
     """Cohen's certificate: "no l2 perturbation of norm < R changes the smoothed prediction".
 

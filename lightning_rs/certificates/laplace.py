@@ -7,6 +7,8 @@ from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
 from lightning_rs.checks import FloatArray, check_positive, given, tail_of
+from lightning_rs.certificates.natural import usual_for
+from lightning_rs.checks import FloatArray, check_positive, tail_of
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.numerics.rounding import round_down
 
@@ -54,6 +56,7 @@ def laplace_l1_radius(
         return round_down(-b * np.log(2.0 * tail))
 
 
+@usual_for(LaplaceNoise)
 class LaplaceL1(TopVoteCertificate):
     """Open l1 ball of :func:`laplace_l1_radius`, from the one-sided bound on the votes of the top class.
 

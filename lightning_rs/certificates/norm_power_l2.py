@@ -15,6 +15,7 @@ from scipy.special import ndtr, ndtri
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
 from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
+from lightning_rs.certificates.natural import usual_for
 from lightning_rs.checks import (
     FloatArray,
     IntArray,
@@ -128,6 +129,7 @@ def radius_ratio_to_gaussian(p_lower: ArrayLike, k: float, dim: int, rule: str =
     return norm_power_l2_radius(p_lower, sigma, k, dim) / gaussian_l2_radius(p_lower, 1.0)
 
 
+@usual_for(NormPowerNoise)
 class NormPowerL2(TopVoteCertificate):
     """The exact l2 certificate of the l2 family: :func:`norm_power_l2_radius` of the Clopper-Pearson bound.
 

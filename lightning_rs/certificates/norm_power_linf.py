@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtri
 
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
+from lightning_rs.certificates.natural import usual_for
 from lightning_rs.checks import (
     FloatArray,
     as_float64,
@@ -170,6 +171,7 @@ class _TableCertificate(TopVoteCertificate):
         return self.beta
 
 
+@usual_for(MixedNormNoise)
 class MixedNormLinf(_TableCertificate):
     """l-infinity certificate of the mixed-norm family: :func:`mixed_norm_linf_radius` of the Clopper-Pearson bound.
 
@@ -187,6 +189,7 @@ class MixedNormLinf(_TableCertificate):
         return _radius(_settings("mixed", noise.dim, noise.k_inf, noise.k_2, knobs), None, noise.scale, q_upper)
 
 
+@usual_for(PureLinfNoise)
 class PureLinf(_TableCertificate):
     """l-infinity certificate of the pure l-infinity family: :func:`pure_linf_radius` of the Clopper-Pearson bound."""
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, Setting, read
+from lightning_rs.certificates.natural import usual_for
 from lightning_rs.certificates.uniform import UniformL1
 from lightning_rs.checks import FloatArray, IntArray, as_count, check_at_least
 from lightning_rs.evidence import EnumeratedVotes, Evidence
@@ -140,6 +141,7 @@ def _gap(counts: IntArray) -> tuple[IntArray, IntArray]:
     return top[..., 0], rivals.min(axis=-1)
 
 
+@usual_for(SplittingNoise)
 class SplittingL1(UniformL1):
     """Open l1 ball of :func:`lightning_rs.certificates.uniform.uniform_l1_radius` for splitting noise (SSN).
 
@@ -150,6 +152,7 @@ class SplittingL1(UniformL1):
     noises = (SplittingNoise,)
 
 
+@usual_for(DeterministicSplittingNoise)
 class DeterministicSplittingL1(Certificate):
     """Closed l1 ball on the grid of :func:`splitting_votes_l1_radius`, exact (DSSN; Levine and Feizi 2021).
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
+from lightning_rs.certificates.natural import usual_for
 from lightning_rs.checks import (
     FloatArray,
     as_float64,
@@ -202,6 +203,7 @@ def _lam(noise: Noise) -> float:
     return noise.lam
 
 
+@usual_for(UniformNoise)
 class UniformL1(TopVoteCertificate):
     """Open l1 ball of :func:`uniform_l1_radius`, from the one-sided bound on the votes of the top class.
 

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 
-import lightning_rs.certificates
-import lightning_rs.noise
-from lightning_rs.certificates.natural import natural_certificate
+from lightning_rs.class_paths import class_named, full_class_path
 from lightning_rs.classifiers.base import CHECKPOINT_KEY
+from lightning_rs.noise import Noise
 
 # What the model learns from the data instead of being told twice.
 LINKED = ("num_classes", "shape", "mean", "std", "domain", "grid")
@@ -72,22 +71,12 @@ def checkpoint_defaults(path: str) -> dict[str, Any]:
         return {}
     init_args = {name: value for name, value in own["init_args"].items() if name not in LINKED}
     law = dict(own["noise"])
-    init_args["noise"] = {"class_path": f"lightning_rs.noise.{law.pop('class')}", "init_args": law}
+    kind = class_named(law.pop("class", None), Noise, "noise of the checkpoint")  # type: ignore[type-abstract]
+    init_args["noise"] = {"class_path": full_class_path(kind), "init_args": law}
     defaults: dict[str, Any] = {"model": {"class_path": own["class_path"], "init_args": init_args}}
     if own.get("data"):
         defaults["data"] = own["data"]
     return defaults
-
-
-def name_certificate(config: Namespace) -> None:
-    """Without named certificates, take the usual one of the noise at work."""
-    if config.certifier is None or config.certifier.init_args.get("certificates") is not None:
-        return
-    law = config.certifier.init_args.get("noise") or config.model.init_args.get("noise")
-    known = getattr(lightning_rs.noise, law.class_path.rpartition(".")[2], None) if law is not None else None
-    if known is not None:
-        name = f"lightning_rs.certificates.{natural_certificate(known).__name__}"
-        config.certifier.init_args.certificates = [Namespace(class_path=name, init_args=Namespace())]
 
 
 def plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
 from lightning_rs.cli.console import quiet, report_error
-from lightning_rs.cli.defaults import DEFAULTS, LINKED, checkpoint_defaults, name_certificate, plain
+from lightning_rs.cli.defaults import DEFAULTS, LINKED, checkpoint_defaults, plain
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.data.errors import CorruptDataError
 from lightning_rs.loggers import close_loggers, prepare_loggers, run_directory, summary
@@ -150,10 +151,9 @@ class SmoothingCLI(LightningCLI):
         return
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a bad checkpoint at once; name the certificate that is meant; keep a run in one folder."""
+        """Refuse a bad checkpoint at once; keep a run in one folder."""
         config = self.config[self.subcommand]
         check_checkpoint(config.get("ckpt_path"))
-        name_certificate(config)
         logger, root = config.trainer.logger, config.trainer.default_root_dir
         if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == "runs":
             logger["init_args.save_dir"] = str(root)
@@ -179,6 +179,10 @@ class SmoothingCLI(LightningCLI):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best and self.trainer.is_global_zero:
             print(f"checkpoint: {best}")
+        noise = self.certifier.noise or self.model.noise
+        if not self.certifier.for_noise(noise).certificates:
+            warnings.warn(f"not certified: no certificate is registered for {type(noise).__name__}", stacklevel=2)
+            return
         self._summarize(self.trainer.certify(self.model, self.datamodule, self.certifier, ckpt_path=best or None))
 
     def after_certify(self) -> None:
@@ -203,6 +207,8 @@ def main(args: Sequence[str] | None = None) -> int:
     Ctrl-C gives 1. Set LIGHTNING_RS_TRACEBACK=1 to see where an error came from.
     """
     words = list(sys.argv[1:] if args is None else args)
+    if not {"", os.getcwd()} & set(sys.path):  # `python -m lightning_rs` finds modules of the current folder, this too
+        sys.path.append(os.getcwd())
     os.environ.setdefault("WANDB_SILENT", "true")
     with quiet(training="fit" in words):
         try:

@@ -10,6 +10,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
+from lightning_rs.class_paths import from_dict, to_dict
+
 Domain = tuple[float, float] | None
 
 
@@ -164,29 +166,17 @@ class EnumeratedNoise(Noise):
 
 
 def noise_to_dict(noise: Noise) -> dict[str, Any]:
-    """Return ``{"class": name, **parameters}``, plain values that go into checkpoints and record headers."""
-    return {"class": type(noise).__name__, **noise.spec()}
+    """Return ``{"class": class path, **parameters}``, plain values that go into checkpoints and record headers."""
+    return to_dict(noise, noise.spec())
 
 
 def noise_from_dict(spec: Mapping[str, Any]) -> Noise:
-    """Rebuild a noise from :func:`noise_to_dict`.
+    """Rebuild a noise from :func:`noise_to_dict`; a law of somebody else's is imported.
 
     Raises:
-        ValueError: if the class is unknown or its parameters are not accepted.
+        ValueError: if the class is unknown, cannot be imported, or its parameters are not accepted.
     """
-    known = {cls.__name__: cls for cls in _subclasses(Noise) if not getattr(cls, "__abstractmethods__", None)}  # type: ignore[type-abstract]
-    name = spec.get("class")
-    if name not in known:
-        raise ValueError(f"noise must be one of {', '.join(sorted(known))}, got {name!r}")
-    try:
-        return known[name](**{key: value for key, value in spec.items() if key != "class"})
-    except TypeError as error:
-        raise ValueError(f"noise {name} does not take the parameters {dict(spec)!r}: {error}") from error
-
-
-def _subclasses(cls: type[Noise]) -> list[type[Noise]]:
-    direct = cls.__subclasses__()
-    return direct + [deeper for sub in direct for deeper in _subclasses(sub)]
+    return from_dict(spec, Noise, "noise")  # type: ignore[type-abstract]
 
 
 def _refuse(flat: Tensor, bad: Tensor, message: str) -> None:

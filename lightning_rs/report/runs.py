@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,9 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import lightning_rs.certificates
-import lightning_rs.noise  # noqa: F401  (registers every law and theorem by its name)
-from lightning_rs.certificates.base import Certificate
+from lightning_rs.certificates.base import Certificate, certificate_from_dict
 from lightning_rs.metrics import certified_counts
 from lightning_rs.noise.base import noise_from_dict
 from lightning_rs.records import Certification, Header, is_sidecar, read_records
@@ -154,14 +151,12 @@ def rebuild_certificate(run: Run) -> Certificate:
     """Return the certificate of a run, built from what the header says of it.
 
     Raises:
-        ValueError: if there is no certificate of that name here.
+        ValueError: if it cannot be built here.
     """
-    known = {kind.__name__: kind for kind in _subclasses(Certificate) if not inspect.isabstract(kind)}
-    name = run.entry.get("class")
-    if name not in known:
-        raise ValueError(f"{run.name}: certificate {name!r} is unknown here; known are {', '.join(sorted(known))}")
-    accepted = inspect.signature(known[name]).parameters
-    return known[name](**{key: value for key, value in run.entry.items() if key in accepted})
+    try:
+        return certificate_from_dict(run.entry)
+    except ValueError as error:
+        raise ValueError(f"{run.name}: {error}") from error
 
 
 def _runs(file: Path, name: str) -> list[Run]:
@@ -191,7 +186,3 @@ def _names(files: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return [str(file) for file in files]
-
-
-def _subclasses(kind: type[Any]) -> list[type[Any]]:
-    return [deeper for sub in kind.__subclasses__() for deeper in (sub, *_subclasses(sub))]

@@ -12,7 +12,6 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
@@ -114,10 +113,9 @@ class SmoothingStage(pl.LightningDataModule, ABC):
 
     @property
     def certifier(self) -> Certifier:
-        """How to certify or predict; without a configured one it depends on the checkpoint's noise."""
-        if self._certifier is None:
-            self._certifier = Certifier([natural_certificate(type(self.model.noise))()], n=self.default_n)
-        return self._certifier
+        """How to certify or predict; certificates that are not named depend on the checkpoint's noise."""
+        configured = self._certifier or Certifier(n=self.default_n)
+        return configured.for_noise(configured.noise or self.model.noise)
 
     @property
     def session(self) -> Session:
