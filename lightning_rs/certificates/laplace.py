@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
-from lightning_rs.checks import FloatArray, check_positive, given, tail_of
 from lightning_rs.certificates.natural import usual_for
-from lightning_rs.checks import FloatArray, check_positive, tail_of
+from lightning_rs.checks import FloatArray, check_positive, given, tail_of
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.numerics.rounding import round_down
 
