@@ -17,6 +17,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.records import Certification
+from lightning_rs.shipped import checkpoint_path
 from lightning_rs.stages import CertificationStage, PredictionStage, SmoothingStage
 
 # What Lightning understands instead of a path.
@@ -64,7 +65,8 @@ class Trainer(pl.Trainer):
             datamodule: declares the certification subset (``certify_split``, ``skip``, ``max``, ``indices``).
             certifier: certificates, n0, n, alpha, seed, runtime, budget; default: the usual certificate of the noise
                 with n = 100,000.
-            ckpt_path: checkpoint to load; "best" and "last" as in Lightning; None certifies the model as it is.
+            ckpt_path: checkpoint to load, or a shipped one's name; "best" and "last" as in Lightning; None certifies
+                the model as it is.
             records: record file (JSON lines); default: a name under ``default_root_dir`` that is derived from all that
                 binds the file.
             shard: "i/m" certifies every m-th image of the subset from the i-th (0 <= i < m), as an independent job;
@@ -76,6 +78,7 @@ class Trainer(pl.Trainer):
                 proved for the noise, or the record file was made with another configuration (the message names the
                 difference).
         """
+        ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
         check_checkpoint(ckpt_path)
         stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard))
         with self._smoothing(stage):
@@ -114,12 +117,12 @@ class Trainer(pl.Trainer):
         """
         kwargs: dict[str, Any] = {
             "return_predictions": return_predictions,
-            "ckpt_path": ckpt_path,
+            "ckpt_path": None if ckpt_path is None else checkpoint_path(ckpt_path),
             "weights_only": weights_only,
         }
         if not (isinstance(datamodule, ImageDataModule) and isinstance(model, BaseClassifier)):
             return super().predict(model, dataloaders, datamodule, **kwargs)
-        check_checkpoint(ckpt_path)
+        check_checkpoint(kwargs["ckpt_path"])
         stage = PredictionStage(certifier, datamodule)
         with self._smoothing(stage):
             predictions = super().predict(model, datamodule=stage, **kwargs)

@@ -17,12 +17,14 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
+from lightning_rs.cli.configs import configs_main, with_shipped
 from lightning_rs.cli.console import quiet, report_error
 from lightning_rs.cli.defaults import DEFAULTS, LINKED, checkpoint_defaults, plain
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.data.errors import CorruptDataError
 from lightning_rs.loggers import close_loggers, prepare_loggers, run_directory, summary
 from lightning_rs.records import Certification
+from lightning_rs.shipped import checkpoint_path
 from lightning_rs.trainer import Trainer, check_checkpoint
 
 _STUDY = "Run an experiment on laws and bounds, and write its tables and figures into a folder."
@@ -52,6 +54,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "import": import_main,
     "export": export_main,
     "study": study_main,
+    "configs": configs_main,
 }
 # Stages whose model and data a checkpoint may name.
 _FROM_CHECKPOINT = ("certify", "predict", "test", "validate")
@@ -142,7 +145,7 @@ class SmoothingCLI(LightningCLI):
         subcommand = self.config.subcommand
         named = self.config[subcommand].get("ckpt_path")  # perhaps by a configuration file
         if subcommand in _FROM_CHECKPOINT and path is None and named is not None:
-            self._subcommand_parsers[subcommand].set_defaults(checkpoint_defaults(named))
+            self._subcommand_parsers[subcommand].set_defaults(checkpoint_defaults(checkpoint_path(named)))
             self.config = parser.parse_args(given)
 
     def _parse_ckpt_path(self) -> None:
@@ -153,6 +156,8 @@ class SmoothingCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Refuse a bad checkpoint at once; keep a run in one folder."""
         config = self.config[self.subcommand]
+        if config.get("ckpt_path") is not None:  # perhaps named by a configuration file
+            config["ckpt_path"] = checkpoint_path(config["ckpt_path"])
         check_checkpoint(config.get("ckpt_path"))
         logger, root = config.trainer.logger, config.trainer.default_root_dir
         if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == "runs":
@@ -228,6 +233,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
+    words = with_shipped(words)
     if words and words[0] in COMMANDS:
         return 2 if COMMANDS[words[0]](words[1:]) else 0
     SmoothingCLI(words)
