@@ -174,4 +174,5 @@ class Certifier:
         self.budget.check(self.certificates)
 
     def __repr__(self) -> str:
-        return f"Certifier(certificates={list(self.certificates)}, n0={self.n0}, n={self.n}, alpha={self.alpha})"
+        named = f"certificates={list(self.certificates)}, " if self.certificates else ""
+        return f"Certifier({named}n0={self.n0}, n={self.n}, alpha={self.alpha})"

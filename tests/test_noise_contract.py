@@ -212,7 +212,7 @@ def test_records_are_readable_without_knowing_where_their_law_lives() -> None:
         "except ValueError as error: print(error)"
     )
     known = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    names = set(known.removeprefix("noise must be one of ").partition(", got ")[0].split(", "))
+    names = set(known.removeprefix("noise must be one of ").partition(", or a class path")[0].split(", "))
     assert names == {cls.__name__ for cls in EXAMPLES}
 
 

@@ -153,6 +153,8 @@ def rebuild_certificate(run: Run) -> Certificate:
     Raises:
         ValueError: if it cannot be built here.
     """
+    if "class" not in run.entry:
+        raise ValueError(f"{run.name}: the header does not say how to build certificate {run.certificate!r}")
     try:
         return certificate_from_dict(run.entry)
     except ValueError as error:
