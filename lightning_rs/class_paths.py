@@ -85,7 +85,7 @@ def class_named(path: Any, base: type[T], what: str) -> type[T]:
     Raises:
         ValueError: naming the module or the class that is missing, or the classes that are known.
     """
-    live = {class_path(kind): kind for kind in _subclasses(base) if not inspect.isabstract(kind)}
+    live = known_classes(base)
     if path in live:
         return live[path]
     if not isinstance(path, str) or "." not in path:
@@ -95,6 +95,11 @@ def class_named(path: Any, base: type[T], what: str) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
         raise ValueError(f"{what} must be a concrete subclass of {base.__name__}, got {path!r}")
     return found
+
+
+def known_classes(base: type[T]) -> dict[str, type[T]]:
+    """Return the concrete classes below ``base`` that have been defined so far, by the name that files know."""
+    return {class_path(kind): kind for kind in _subclasses(base) if not inspect.isabstract(kind)}
 
 
 def _imported(path: str, what: str) -> Any:

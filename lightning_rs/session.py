@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from lightning_rs.certifier import Certifier
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
-Stage = Literal["final", "epoch-end"]
+Stage = Literal["final", "preview", "epoch-end"]
 _PURPOSES: dict[Stage, tuple[Purpose, Purpose]] = {
     "final": ("selection", "estimation"),
+    "preview": ("preview-selection", "preview"),
     "epoch-end": ("epoch-end-selection", "epoch-end"),
 }
 # Images are certified in groups of about this many samples: records appear early, micro-batches stay full.
@@ -76,6 +77,7 @@ class Session:
         self.noise = noise
         self.domain = domain
         self.grid = grid
+        self.stage = stage
         self.purposes = _PURPOSES[stage]
         self.classifier = state_dict_sha256(network)
         self.probed: Probe | None = None
@@ -84,7 +86,7 @@ class Session:
         self.prepared = certifier.runtime.prepare(network, tuple(shape), where, micro_batch)
         if certifier.runtime.precision == "int8":
             self.prepared.calibrate(calibration_rows(self.prepared, network, noise))
-        self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples)
+        self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples, certifier.n)
         self.task = Task(
             self.sampler, self.purposes[1], certifier.certificates, noise, certifier.n, certifier.alpha, tuple(shape)
         )
@@ -98,6 +100,7 @@ class Session:
         self._check_certificates()
         return {
             **self.certifier.describe(),
+            "stage": self.stage,
             "noise": noise_to_dict(self.noise),
             "classifier": self.classifier,
             "num_classes": self.prepared.num_classes,
@@ -114,8 +117,8 @@ class Session:
         """Yield one record an image, in order; a few images are in flight at once.
 
         Raises:
-            ValueError: for images that are not finite, outside the domain or off the grid, or wrong lengths; for a
-                noise without a usual certificate, if none is named.
+            ValueError: for images that are not finite, outside the domain or off the grid, wrong lengths, or a repeated
+                index; for a noise without a usual certificate, if none is named.
         """
         self._check_certificates()
         self._check_images(images)
@@ -123,6 +126,9 @@ class Session:
         own_labels = None if labels is None else _whole_numbers("labels", labels, len(images), ())
         if min(own_indices, default=0) < 0:
             raise ValueError(f"indices must be >= 0, got {min(own_indices)}")
+        if len(set(own_indices)) < len(own_indices):
+            twice = next(index for index in own_indices if own_indices.count(index) > 1)
+            raise ValueError(f"indices must not repeat, got {twice} more than once")
         if self.probed is None and len(images):
             self.probe(images)
         size = self._group_size(len(images))
@@ -153,7 +159,7 @@ class Session:
         if self.probed is None and len(images):
             self.probe(images)
         entropy = fresh_seed() if seed is None else int(seed)
-        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples)
+        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n)
         exact = isinstance(self.noise, EnumeratedNoise)
         kind: type[Votes] = EnumeratedVotes if exact else Votes
         evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
@@ -259,6 +265,7 @@ class Session:
         status: Any = outcome.status[row] if outcome.status else ("abstain" if prediction == ABSTAIN else "certified")
         return Certification(
             index=group.indices[row],
+            image=group.sha256[row],
             label=None if group.labels is None else group.labels[row],
             prediction=prediction,
             radius=float(radii[first.name].radius[row]),

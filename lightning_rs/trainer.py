@@ -55,6 +55,7 @@ class Trainer(pl.Trainer):
         ckpt_path: str | Path | None = None,
         records: str | Path | None = None,
         shard: str | None = None,
+        preview: bool = False,
     ) -> list[Certification]:
         """Certify the data module's certification subset and return its records in index order.
 
@@ -71,6 +72,7 @@ class Trainer(pl.Trainer):
                 binds the file.
             shard: "i/m" certifies every m-th image of the subset from the i-th (0 <= i < m), as an independent job;
                 merge the files with ``python -m lightning_rs merge``.
+            preview: draw noise of its own, which no later certification of the checkpoint sees again; records say so.
 
         Raises:
             FileNotFoundError: if the checkpoint or the data are missing.
@@ -80,7 +82,7 @@ class Trainer(pl.Trainer):
         """
         ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
         check_checkpoint(ckpt_path)
-        stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard))
+        stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard), preview)
         with self._smoothing(stage):
             super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
             self.certifications = stage.finish(self)

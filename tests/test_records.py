@@ -634,12 +634,12 @@ def test_import_reads_what_the_scripts_write(tmp_path: Path) -> None:
     assert (head.binding["n"], head.binding["alpha"], head.expected) == (100_000, 0.001, None)
     assert [(r.index, r.label, r.prediction, r.radius, r.correct) for r in records] == [
         (0, 3, -1, 0.0, False),
-        (20, 8, 8, 0.36, True),
-        (40, 8, 2, 0.356, False),
-        (60, 0, 0, 0.331, True),
+        (20, 8, 8, 0.35, True),  # 0.36 may have been 0.355: the last printed digit
+        (40, 8, 2, 0.355, False),
+        (60, 0, 0, 0.33, True),
     ]
     assert records[1].counts == ()
-    assert "possibly rounded up" in repr(records[1])
+    assert "radius printed as 0.36" in repr(records[1])
     assert read_seconds(out) == {0: 14.114881, 20: 86400 + 3601.0, 40: 13.5, 60: 172800.5}
     before = out.read_bytes()
     assert import_tsv(table, out, **GIVEN) == 4, "importing again changes nothing"
@@ -654,12 +654,12 @@ def test_import_reads_what_the_scripts_write(tmp_path: Path) -> None:
     [
         ("idx\tlabel", "id\tlabel", r"table\.tsv:1: the columns idx are missing, got id, label"),
         ("0.36\t1", "0.36", r"table\.tsv:3: 6 columns expected, got 5"),
-        ("0.36\t1", "x\t1", r"table\.tsv:3: could not convert"),
-        ("0.36\t1", "nan\t1", r"table\.tsv:3: radius must be finite"),
+        ("0.36\t1", "x\t1", r"table\.tsv:3: column radius must be a finite number >= 0, got 'x'"),
+        ("0.36\t1", "nan\t1", r"table\.tsv:3: column radius must be a finite number >= 0, got 'nan'"),
         ("0.36\t1", "0.36\t0", r"table\.tsv:3: column correct says 0, but label is 8 and predict is 8"),
-        ("-1\t0.0", "-1\t0.1", r"table\.tsv:2: radius must be 0\.0 with status 'abstain'"),
+        ("-1\t0.0", "-1\t0.1", r"table\.tsv:2: column radius must be 0 where the prediction is -1, got 0\.1"),
         ("20\t8", "0\t8", r"table\.tsv:3: image 0 occurs twice"),
-        ("13.5", "soon", r"table\.tsv:4: could not convert string to float: 'soon'"),
+        ("13.5", "soon", r"table\.tsv:4: column time must be a time such as 0:00:18\.5 or 18\.5, got 'soon'"),
     ],
 )
 def test_a_bad_table_is_one_error_that_names_the_line(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -674,7 +674,7 @@ def test_import_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no table at .*none\.tsv"):
         import_tsv(tmp_path / "none.tsv", tmp_path / "run.jsonl", **GIVEN)
     (tmp_path / "empty.tsv").write_text("")
-    with pytest.raises(ValueError, match=r"empty\.tsv:1: the columns idx, label, predict, radius are missing"):
+    with pytest.raises(ValueError, match=r"empty\.tsv:1: the file is empty: the columns idx, label, predict, radius"):
         import_tsv(tmp_path / "empty.tsv", tmp_path / "run.jsonl", **GIVEN)
 
 

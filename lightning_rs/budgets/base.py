@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor
 from lightning_rs.certificates.base import Certificate, Radii, Setting
 from lightning_rs.class_paths import class_path, parameters
 from lightning_rs.engine.sampler import Sampler
-from lightning_rs.engine.streams import Purpose
+from lightning_rs.engine.streams import Purpose, image_sha256
 from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
 from lightning_rs.noise.base import EnumeratedNoise, Noise
 
@@ -30,6 +31,11 @@ class Group:
     images: Tensor
     indices: list[int]
     labels: list[int] | None = None
+
+    @cached_property
+    def sha256(self) -> list[str]:
+        """The fingerprint of every image, as it is certified."""
+        return [image_sha256(image) for image in self.images]
 
     def take(self, rows: Sequence[int] | IntArray) -> Group:
         """Return the group of some rows."""

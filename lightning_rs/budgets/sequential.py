@@ -19,6 +19,7 @@ from lightning_rs.certificates.base import (
     at,
 )
 from lightning_rs.checks import check_alpha, check_at_least, check_nonnegative, check_positive
+from lightning_rs.engine.streams import Streams, image_name
 from lightning_rs.evidence import Votes
 from lightning_rs.statistics.binomial import randomized_clopper_pearson_tail
 from lightning_rs.statistics.sequential import DecisionRule, StagedClopperPearson, Verdict
@@ -223,7 +224,8 @@ class RandomizedBound(VoteBudget):
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Collect n votes an image and bound them with its own U."""
         counts = _sample(task, group, np.arange(len(group.images)), task.n, part=0)
-        drawn = np.array([_uniform(task, index) for index in group.indices])
+        names = [image_name(index, sha256) for index, sha256 in zip(group.indices, group.sha256, strict=True)]
+        drawn = np.array([_uniform(task, name) for name in names])
         hits = at(counts, selection.top)
         tail = np.maximum(randomized_clopper_pearson_tail(hits, task.n, task.alpha, drawn), self.tail_floor)
         setting = task.setting(selection)
@@ -240,10 +242,12 @@ def _sample(task: Task, group: Group, rows: IntArray, n: int | Sequence[int], pa
     return votes.counts
 
 
-def _uniform(task: Task, index: int) -> float:
+def _uniform(task: Task, image: str) -> float:
     """Return the image's U in (0, 1), from a key of its own."""
-    key = repr((task.sampler.seed, task.sampler.classifier, task.purpose, "randomized bound", index))
-    bits = int.from_bytes(hashlib.shake_128(key.encode()).digest(8), "little") >> 11
+    sampler = task.sampler
+    streams = Streams(sampler.seed, sampler.classifier, task.purpose, sampler.planned)
+    key = b"randomized bound" + streams.key(image, 0, 0)
+    bits = int.from_bytes(hashlib.shake_128(key).digest(8), "little") >> 11
     return (bits + 0.5) / 2.0**53
 
 

@@ -24,7 +24,7 @@ IntArray = NDArray[np.int64]
 Ball = Literal["open", "closed"]
 ABSTAIN = -1
 # What a record file says of a certificate beside its parameters.
-_SAID = ("name", "norm", "alpha_split", "shared_failure")
+_SAID = ("name", "norm", "ball", "alpha_split", "shared_failure")
 E = TypeVar("E", bound=Evidence)
 
 
@@ -92,12 +92,12 @@ class Certificate(ABC):
     """
 
     norm: str
-    ball: ClassVar[Ball] = "open"
+    ball: Ball = "open"
     noises: ClassVar[tuple[type[Noise], ...]]
     evidence: ClassVar[tuple[type[Evidence], ...]]
     alpha_split: Mapping[str, float]
     shared_failure: float = 0.0
-    domain: ClassVar[Domain] = None
+    domain: Domain = None
     exact: ClassVar[bool] = False
     votes_only: ClassVar[bool] = False
 
@@ -234,7 +234,8 @@ def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
 
 def describe_certificate(certificate: Certificate) -> dict[str, Any]:
     """Return what a record file says of a certificate: how to rebuild it, and what its statements rest on."""
-    said = {"name": certificate.name, "norm": certificate.norm, "alpha_split": dict(certificate.alpha_split)}
+    shares = dict(certificate.alpha_split)
+    said = {"name": certificate.name, "norm": certificate.norm, "ball": certificate.ball, "alpha_split": shares}
     # A table that all images share: a statement about the whole set pays for it (Theorem 5: off rho).
     spent = {"shared_failure": certificate.shared_failure} if certificate.shared_failure else {}
     return {**certificate_to_dict(certificate), **said, **spent}

@@ -6,11 +6,14 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from lightning_rs.records import export_tsv, import_tsv, merge, merge_sidecars
+from lightning_rs.records import export_tsv, import_table, merge, merge_sidecars
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
-_IMPORT = "Turn a table (idx, label, predict, radius, correct, time) into a record file. No raw counts, no recomputing."
+_IMPORT = (
+    "Turn a table (idx, label, predict, radius, correct, time) into a record file. No raw counts, no recomputing; "
+    "radii are lowered by one unit of their last printed or third significant digit, whichever is larger."
+)
 _EXPORT = "Write a record file as a table (idx, label, predict, radius, correct, time), radii rounded down."
 
 
@@ -71,15 +74,22 @@ def import_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--ball", default="open", choices=("open", "closed"), help="whether balls have their boundary")
     parser.add_argument("--grid", type=int, help="number of steps of the inputs, if the statement needs one")
     parser.add_argument("--data", default="unknown", help="name of the data set")
+    parser.add_argument("--radius-column", metavar="NAME", help="the column with the radii, if it is not called radius")
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help="the columns in order, if there is no header line")
+    parser.add_argument(
+        "--assert-independent",
+        action="store_true",
+        help="assert that every image had noise of its own, which bounds on the whole set (Theorem 5) need",
+    )
     args = parser.parse_args(argv)
 
     def run() -> str:
-        count = import_tsv(
+        made = import_table(
             args.table, args.out, noise={"class": args.noise, "sigma": args.sigma}, n=args.n, n0=args.n0,
             alpha=args.alpha, norm=args.norm, certificate=args.certificate, ball=args.ball, grid=args.grid,
-            data=args.data,
+            data=args.data, columns=args.columns, radius_column=args.radius_column, independent=args.assert_independent,
         )  # fmt: skip
-        return f"{args.out}: {count} images"
+        return "\n".join([f"{args.out}: {made.images} images", *(f"left out: {line}" for line in made.left_out)])
 
     return _finish(parser, run)
 

@@ -188,7 +188,10 @@ class SmoothingCLI(LightningCLI):
         if not self.certifier.for_noise(noise).certificates:
             warnings.warn(f"not certified: no certificate is registered for {type(noise).__name__}", stacklevel=2)
             return
-        self._summarize(self.trainer.certify(self.model, self.datamodule, self.certifier, ckpt_path=best or None))
+        certified = self.trainer.certify(
+            self.model, self.datamodule, self.certifier, ckpt_path=best or None, preview=True
+        )
+        self._summarize(certified)
 
     def after_certify(self) -> None:
         """Print the result."""

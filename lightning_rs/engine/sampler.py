@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lightning_rs.checks import check_at_least
 from lightning_rs.engine.runtime import PreparedNetwork
-from lightning_rs.engine.streams import Purpose, Streams, chunk_size
+from lightning_rs.engine.streams import Purpose, Streams, chunk_size, image_name, image_sha256
 from lightning_rs.engine.workers import one_thread
 from lightning_rs.evidence import Evidence, Observation, Plan, Scheme, Segment
 from lightning_rs.noise.base import EnumeratedNoise, Noise
@@ -106,7 +106,7 @@ class _Pass:
     """One call of :meth:`Sampler.collect`."""
 
     flat: Tensor
-    indices: tuple[int, ...]
+    names: tuple[str, ...]
     streams: Streams
     scheme: Scheme
     margin: bool
@@ -122,6 +122,7 @@ class Sampler:
         seed: the user's seed.
         on_samples: called after every micro-batch with the number of samples evaluated; it must not
             synchronise with the device.
+        planned: number of samples that the statements plan with, part of every stream key.
     """
 
     def __init__(
@@ -131,6 +132,7 @@ class Sampler:
         classifier: str,
         seed: int,
         on_samples: Callable[[int], None] | None = None,
+        planned: int = 0,
     ) -> None:
         noise.check_shape(prepared.shape)
         self.prepared = prepared
@@ -138,6 +140,7 @@ class Sampler:
         self.classifier = classifier
         self.seed = seed
         self.on_samples = on_samples
+        self.planned = planned
         self.tolerance = 0.0  # logit margin inside which enumerated votes count as adversarial
         dim = int(torch.Size(prepared.shape).numel())
         self._chunk = min(chunk_size(dim, prepared.device.type), prepared.micro_batch)
@@ -162,7 +165,7 @@ class Sampler:
 
         Args:
             images: clean inputs, (B, *shape).
-            indices: the data set's own index of every image: it names the random streams.
+            indices: the data set's own index of every image: with the image's content it names the random streams.
             purpose: what the samples are used for, part of the stream key.
             n: number of samples an image, one for all or one for each; ignored by enumerated noise, whose outcomes are
                 all evaluated.
@@ -194,8 +197,9 @@ class Sampler:
             runner_up=runner_up,
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
-        streams = Streams(self.seed, self.classifier, purpose)
-        run = _Pass(flat, tuple(int(i) for i in indices), streams, scheme, self._measures_margin(kinds))
+        streams = Streams(self.seed, self.classifier, purpose, self.planned)
+        names = tuple(image_name(int(i), image_sha256(x)) for i, x in zip(indices, images, strict=True))
+        run = _Pass(flat, names, streams, scheme, self._measures_margin(kinds))
         batches = _batches(_pieces(counts, starts, parts, self._chunk), self.prepared.micro_batch)
         # One thread: sums in float64 would otherwise depend on how many there are.
         with one_thread() if self.prepared.device.type == "cpu" else nullcontext():
@@ -208,7 +212,7 @@ class Sampler:
         """Return one micro-batch of noisy rows in float32, cycling through the images, for probing."""
         flat = self.prepared.flatten(images)
         rows = flat[torch.arange(self.prepared.micro_batch, device=flat.device) % len(flat)]
-        generator = Streams(self.seed, self.classifier, purpose).seed_(self._slots[0].generator, 0, 0, 0)
+        generator = Streams(self.seed, self.classifier, purpose, self.planned).seed_(self._slots[0].generator, 0, 0, 0)
         variates = torch.empty_like(rows)
         self.noise.draw_(variates, generator)
         out = torch.empty_like(rows)
@@ -321,7 +325,7 @@ class Sampler:
             outcomes = torch.arange(piece.first, piece.first + piece.count, device=x.device)
             self.noise.split(x, outcomes, inputs)
             return
-        generator = run.streams.seed_(slot.generator, run.indices[piece.image], piece.part, piece.chunk)
+        generator = run.streams.seed_(slot.generator, run.names[piece.image], piece.part, piece.chunk)
         if run.scheme == "antithetic":
             half = slot.half[: piece.count // 2]
             self.noise.draw_(half, generator)

@@ -11,7 +11,7 @@ from lightning_rs.records.rounding import (
     round_down,
     round_up,
 )
-from lightning_rs.records.tsv import export_tsv, import_tsv
+from lightning_rs.records.tsv import export_tsv, import_table, import_tsv
 from lightning_rs.records.writing import RecordFile, merge, merge_sidecars
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "environment",
     "export_tsv",
     "floor_decimals",
+    "import_table",
     "import_tsv",
     "is_sidecar",
     "merge",

@@ -30,6 +30,8 @@ class Certification:
     Attributes:
         index: the data set's own index of the image.
         label: true class, or None if unknown.
+        image: SHA-256 of the image as certified (shape and float32 numbers); empty where it is not known: imported
+            records, and those of version 0.1.
         prediction: certified class, or ``ABSTAIN`` = -1 where nothing is stated (abstained or undecided).
         radius: in input units; 0.0 where nothing is stated and in decision mode, which has no radius.
         norm: norm of the ball: "l1", "l2", "linf" or a named variant such as "l2:red".
@@ -79,6 +81,7 @@ class Certification:
     target: float | None = None
     note: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    image: str = ""
 
     def __post_init__(self) -> None:
         """Refuse contradictions, so that a corrupt line cannot become a claim."""

@@ -74,6 +74,12 @@ class Header:
         """Whether the file was imported: no raw counts, radii as somebody printed them."""
         return bool(self.binding.get("imported", False))
 
+    @property
+    def independent(self) -> bool:
+        """Whether every image is known to have had noise of its own, which statements about a set of images need."""
+        shared = bool(self.binding.get("shared_noise", False))
+        return not shared and bool(self.binding.get("independent", not self.imported))
+
     def difference(self, other: Header) -> list[str]:
         """Return every binding field that differs, each as ``name: this value != other value``."""
         return _difference(self.binding, other.binding)

@@ -10,6 +10,7 @@ from typing import Any
 
 from lightning_rs.records.certification import Certification
 from lightning_rs.records.header import FORMAT, Header
+from lightning_rs.records.tables import looks_like_table
 
 _MAGIC = f'{{"format":"{FORMAT}"'.encode()
 _SIDECAR = ".sidecar.jsonl"
@@ -43,8 +44,10 @@ def scan(path: Path, data: bytes) -> Contents:
     finished, newline, tail = data.rpartition(b"\n")
     if not newline:
         if data and not (data.startswith(_MAGIC) or _MAGIC.startswith(data)):
-            raise ValueError(f"{path}:1: not a record file: the first line must be a header with format {FORMAT!r}")
+            raise ValueError(_foreign(path, data))
         return Contents(None, [], [], 0, bool(data))
+    if not data.startswith(b"{"):
+        raise ValueError(_foreign(path, data))
     texts = [_decode(path, number, raw) for number, raw in enumerate(finished.split(b"\n"), 1)]
     header = Header.from_json(texts[0], f"{path}:1")
     records = [Certification.from_json(text, f"{path}:{number}") for number, text in enumerate(texts[1:], 2)]
@@ -114,6 +117,17 @@ def _entry(line: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return entry if isinstance(entry, dict) else {}
+
+
+def _foreign(path: Path, data: bytes) -> str:
+    first = data.partition(b"\n")[0].decode("utf-8-sig", errors="replace")
+    message = f"{path}:1: not a record file: the first line must be a header with format {FORMAT!r}"
+    if not looks_like_table(path, first):
+        return message
+    return (
+        f"{message}; if it is a table of radii, import it first: python -m lightning_rs import {path} "
+        f"--out {path.name.partition('.')[0]}.jsonl --sigma SIGMA --n N --alpha ALPHA"
+    )
 
 
 def _decode(path: Path, number: int, raw: bytes) -> str:

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from lightning_rs.records.certification import Ball, Certification, to_line
 from lightning_rs.records.header import Header, environment
+from lightning_rs.records.plausibility import check_import, largest_radius
 from lightning_rs.records.reading import read_records, read_seconds, sidecar_path
 from lightning_rs.records.rounding import floor_decimals
+from lightning_rs.records.tables import COLUMNS, Row, parse_seconds, read_table
 from lightning_rs.records.writing import write_whole
 
-COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 DECIMALS = 6
-_CLOCK = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")
+
+__all__ = ["Imported", "export_tsv", "import_table", "import_tsv", "lowered", "parse_seconds"]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import found.
+
+    Attributes:
+        images: number of images.
+        left_out: lines at the end of the table that are no rows.
+    """
+
+    images: int
+    left_out: list[str]
 
 
 def import_tsv(
@@ -33,14 +49,43 @@ def import_tsv(
     ball: Ball = "open",
     grid: int | None = None,
     data: str = "unknown",
+    columns: Sequence[str] | None = None,
+    radius_column: str | None = None,
+    independent: bool = False,
 ) -> int:
-    """Turn a table into a record file and return the number of images.
+    """Turn a table into a record file and return the number of images; see :func:`import_table`."""
+    return import_table(
+        path, out, noise=noise, n=n, alpha=alpha, n0=n0, norm=norm, certificate=certificate, ball=ball, grid=grid,
+        data=data, columns=columns, radius_column=radius_column, independent=independent,
+    ).images  # fmt: skip
 
-    The table says nothing about noise, samples and alpha: they are arguments. It has no raw counts, so that
-    nothing can be recomputed, and its radii are as printed: the scripts round to three digits, possibly up.
+
+def import_table(
+    path: str | Path,
+    out: str | Path,
+    *,
+    noise: Mapping[str, Any],
+    n: int,
+    alpha: float,
+    n0: int,
+    norm: str,
+    certificate: str,
+    ball: Ball,
+    grid: int | None,
+    data: str,
+    columns: Sequence[str] | None,
+    radius_column: str | None,
+    independent: bool,
+) -> Imported:
+    """Turn a table into a record file.
+
+    The table says nothing about noise, samples and alpha: they are arguments, checked against each other and against
+    the radii. It has no raw counts, so that nothing can be recomputed. Programs print few digits, rounded to nearest:
+    every radius is lowered by one unit of its last printed or of its third significant digit, whichever is larger.
+    Whether images shared noise is unknown, so that Theorem 5 is refused unless ``independent`` asserts it.
 
     Args:
-        path: the table, tab separated, with at least the columns idx, label, predict and radius.
+        path: the table, tab separated, perhaps gzipped, with at least the columns idx, label, predict and radius.
         out: the record file; an existing one is kept if it says the same and refused otherwise.
         noise: the law with its parameters, for instance ``{"class": "GaussianNoise", "sigma": 0.25}``.
         n: estimation samples an image.
@@ -51,35 +96,38 @@ def import_tsv(
         ball: whether the balls contain their boundary.
         grid: number of steps of the inputs if the statement needs one.
         data: name of the data set.
+        columns: names of the columns in their order, for a table without a header line.
+        radius_column: which column holds the radii; None: the one of a known name.
+        independent: assert that every image had noise of its own.
 
     Raises:
-        ValueError: naming file and line, if a row is not readable or contradicts itself.
+        ValueError: for arguments that contradict each other; naming file and line, if a row is not readable,
+            contradicts itself, or has a radius that these arguments cannot certify.
         FileNotFoundError: if there is no such table.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no table at {path}")
+    check_import(noise, n, n0, alpha, norm, certificate, ball, grid)
+    most = largest_radius(noise, certificate, n, alpha)
     fixed: dict[str, Any] = {
         "norm": norm, "certificate": certificate, "alpha": alpha, "n": n, "n_used": n, "ball": ball, "grid": grid,
     }  # fmt: skip
-    rows = _rows(path)
+    table = read_table(path, columns, radius_column)
     records: dict[int, Certification] = {}
-    seconds: dict[int, float] = {}
-    for where, row in rows:
-        record, took = _record(where, row, fixed)
+    for row in table.rows:
+        record = _record(row, fixed, most)
         if record.index in records:
-            raise ValueError(f"{where}: image {record.index} occurs twice")
+            raise ValueError(f"{row.where}: image {record.index} occurs twice")
         records[record.index] = record
-        if took is not None:
-            seconds[record.index] = took
     source = {"source": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     described = {"noise": dict(noise), "n0": n0, "n": n, "alpha": alpha, "budget": {"mode": "fixed"}, "imported": True}
     described["certificates"] = [{"class": certificate, "norm": norm, "ball": ball}]
+    described["independent"] = independent
     header = Header.create(described, data={"name": data}, indices=None, informative={**environment(), **source})
     write_whole(out, header, [records[index].to_json() for index in sorted(records)])
+    seconds = {row.index: row.seconds for row in table.rows if row.seconds is not None}
     timings = (to_line({"index": index, "seconds": seconds[index]}) + "\n" for index in sorted(seconds))
     sidecar_path(out).write_text("".join(timings))
-    return len(records)
+    return Imported(len(records), table.summary)
 
 
 def export_tsv(path: str | Path, out: str | Path) -> int:
@@ -109,53 +157,34 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
     return len(records)
 
 
-def parse_seconds(text: str) -> float | None:
-    """Return seconds from "0:00:18.583187", "1 day, 0:00:01" or "18.58"; None from an empty text.
+def lowered(printed: Decimal) -> float:
+    """Return a printed radius less one unit of its last printed or of its third significant digit, whichever is larger.
 
-    Raises:
-        ValueError: if the text is none of these.
+    Programs round to three digits, up as often as down, and drop trailing zeros: 0.36 may have been 0.3596 or 0.355.
     """
-    text = text.strip()
-    if not text:
-        return None
-    clock = _CLOCK.fullmatch(text)
-    if clock is None:
-        return float(text)
-    days, hours, minutes, seconds = clock.groups()
-    return timedelta(
-        days=int(days or 0), hours=int(hours), minutes=int(minutes), seconds=float(seconds)
-    ).total_seconds()
+    if printed == 0:
+        return 0.0
+    exponent = printed.as_tuple().exponent
+    assert isinstance(exponent, int)
+    unit = Decimal(1).scaleb(max(exponent, printed.adjusted() - 2))
+    return float(max(printed - unit, Decimal(0)))
 
 
-def _rows(path: Path) -> list[tuple[str, dict[str, str]]]:
-    lines = path.read_text().splitlines()
-    names = lines[0].split("\t") if lines else []
-    missing = [name for name in COLUMNS[:4] if name not in names]
-    if missing:
-        raise ValueError(f"{path}:1: the columns {', '.join(missing)} are missing, got {', '.join(names) or 'nothing'}")
-    rows = []
-    for number, line in enumerate(lines[1:], 2):
-        if not line.strip():
-            continue
-        cells = line.split("\t")
-        if len(cells) != len(names):
-            raise ValueError(f"{path}:{number}: {len(names)} columns expected, got {len(cells)}")
-        rows.append((f"{path}:{number}", dict(zip(names, cells, strict=True))))
-    return rows
-
-
-def _record(where: str, row: Mapping[str, str], fixed: Mapping[str, Any]) -> tuple[Certification, float | None]:
-    try:
-        label, prediction, radius = int(row["label"]), int(row["predict"]), float(row["radius"])
-        status = "certified" if prediction >= 0 else "abstain"
-        record = Certification(
-            index=int(row["idx"]), label=label, prediction=prediction, radius=radius, status=status,  # type: ignore[arg-type]
-            note="imported: radius as printed, possibly rounded up", **fixed,
-        )  # fmt: skip
-        took = parse_seconds(row.get("time", ""))
-        claimed = int(row.get("correct", record.correct))
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    if claimed != record.correct:
-        raise ValueError(f"{where}: column correct says {claimed}, but label is {label} and predict is {prediction}")
-    return record, took
+def _record(row: Row, fixed: Mapping[str, Any], most: float | None) -> Certification:
+    radius = lowered(row.radius)
+    if most is not None and radius > most:
+        raise ValueError(
+            f"{row.where}: radius {row.radius} is more than {fixed['certificate']} can certify with n = {fixed['n']}, "
+            f"alpha = {fixed['alpha']!r} and this noise, {most:.6g}: are they the ones of this table?"
+        )
+    certified = row.prediction >= 0
+    record = Certification(
+        index=row.index, label=row.label, prediction=row.prediction, radius=radius,
+        status="certified" if certified else "abstain",
+        note=f"imported: radius printed as {row.radius}" if certified else "imported", **fixed,
+    )  # fmt: skip
+    if row.correct is not None and row.correct != record.correct:
+        raise ValueError(
+            f"{row.where}: column correct says {row.correct}, but label is {row.label} and predict is {row.prediction}"
+        )
+    return record

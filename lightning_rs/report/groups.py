@@ -96,7 +96,8 @@ class Group:
         imported = [run.name for run in self.runs if run.header.imported]
         if imported:
             notes.append(
-                f"Imported: {', '.join(imported)}. Radii are as another program printed them, possibly rounded up."
+                f"Imported: {', '.join(imported)}. Radii are those that another program printed, lowered by one "
+                "unit of their last printed or third significant digit."
             )
         notes += [NOTE, *(pair.note() for pair in self.pairs)] if self.pairs else []
         notes += [NOTE_ON_CHANGES] if self.changes else []

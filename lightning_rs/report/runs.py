@@ -79,6 +79,11 @@ class Run:
         alphas = sorted({record.alpha for record in self.records})
         if self.header.binding.get("shared_noise", False):
             return f"{self.name}: the images shared their noise, but Theorem 5 needs independent noise"
+        if not self.header.independent:
+            return (
+                f"{self.name}: imported, and whether every image had noise of its own, which Theorem 5 needs, is "
+                "unknown: import it with --assert-independent if it had"
+            )
         if len(alphas) > 1:
             return f"{self.name}: alpha differs between images, from {alphas[0]!r} to {alphas[-1]!r}"
         return None

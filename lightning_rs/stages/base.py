@@ -16,7 +16,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.noise import EnumeratedNoise, Noise
-from lightning_rs.session import Session
+from lightning_rs.session import Session, Stage
 from lightning_rs.stages.ranks import Share, gather
 
 
@@ -38,6 +38,7 @@ class SmoothingStage(pl.LightningDataModule, ABC):
 
     command: ClassVar[str]
     default_n: ClassVar[int]
+    purpose: Stage = "final"
 
     def __init__(self, certifier: Certifier | None, data: ImageDataModule) -> None:
         super().__init__()
@@ -152,6 +153,7 @@ class SmoothingStage(pl.LightningDataModule, ABC):
             device=self.model.device,
             domain=self.data.domain,
             grid=self.data.grid,
+            stage=self.purpose,
             micro_batch=micro_batch,
         )
         return self._session

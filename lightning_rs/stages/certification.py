@@ -38,6 +38,7 @@ class CertificationStage(SmoothingStage):
         records: record file; None derives a name from everything that binds it, under ``root``.
         root: folder for derived names.
         shard: (i, m): only every m-th image, from the i-th; shards are independent jobs.
+        preview: draw noise that the final certification does not see.
     """
 
     command: ClassVar[str] = "certify"
@@ -50,11 +51,13 @@ class CertificationStage(SmoothingStage):
         records: str | Path | None = None,
         root: str | Path = "runs",
         shard: tuple[int, int] | None = None,
+        preview: bool = False,
     ) -> None:
         super().__init__(certifier, data)
         self._records = None if records is None else Path(records)
         self._root = Path(root)
         self._shard = shard
+        self.purpose = "preview" if preview else "final"
         self._files: RecordSet | None = None
         self._progress: Progress | None = None
         self._mark = time.monotonic()
