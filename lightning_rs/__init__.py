@@ -12,7 +12,7 @@ from lightning_rs.certificates import *  # noqa: F403  (its __all__ is explicit)
 from lightning_rs.certificates import __all__ as _certificates
 from lightning_rs.certifier import Certifier
 from lightning_rs.engine.runtime import Runtime
-from lightning_rs.networks import available_networks, build_network, load_cohen_checkpoint
+from lightning_rs.networks import available_networks, build_network, load_checkpoint, load_cohen_checkpoint
 from lightning_rs.noise import *  # noqa: F403
 from lightning_rs.noise import __all__ as _noises
 from lightning_rs.records import Certification, read_records
@@ -36,6 +36,7 @@ __all__ = [
     "StagedSamples",
     "available_networks",
     "build_network",
+    "load_checkpoint",
     "load_cohen_checkpoint",
     "read_records",
 ]

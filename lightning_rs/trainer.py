@@ -16,6 +16,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.networks.files import reason_not_loaded
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
 from lightning_rs.stages import CertificationStage, PredictionStage, SmoothingStage
@@ -171,13 +172,14 @@ def check_checkpoint(ckpt_path: str | Path | None) -> None:
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"ckpt_path {str(path)!r} is damaged or no checkpoint: {reason}") from error
+        raise ValueError(f"ckpt_path {str(path)!r} is damaged or no checkpoint: {reason_not_loaded(error)}") from error
     if not isinstance(contents, dict) or "state_dict" not in contents:
         raise ValueError(f"ckpt_path {str(path)!r} holds no 'state_dict': it is not a Lightning checkpoint")
     if "pytorch-lightning_version" not in contents:
-        hint = "; lightning_rs.load_cohen_checkpoint reads the format of Cohen et al." if "arch" in contents else ""
-        raise ValueError(f"ckpt_path {str(path)!r} is not a Lightning checkpoint{hint}")
+        raise ValueError(
+            f"ckpt_path {str(path)!r} is not a Lightning checkpoint; lightning_rs.load_checkpoint and "
+            "BaseClassifier.adopt_weights read weights of others, as load_cohen_checkpoint does"
+        )
 
 
 def _parse_shard(shard: str | None) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ import hashlib
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import pytorch_lightning as pl
@@ -17,6 +18,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_rs.checks import check_choice
 from lightning_rs.networks import build_network
+from lightning_rs.networks.build import network_arguments
+from lightning_rs.networks.checkpoints import adopt_weights
 from lightning_rs.noise import GaussianNoise, Noise, noise_from_dict, noise_to_dict
 
 # What the checkpoint says about itself, beside Lightning's own entries.
@@ -30,8 +33,9 @@ class BaseClassifier(pl.LightningModule, ABC):
     load with ``weights_only=True`` and rebuild the network and the noise by themselves.
 
     Args:
-        network: name for :func:`lightning_rs.networks.build_network`.
-        network_args: further arguments of the network.
+        network: name for :func:`lightning_rs.networks.build_network`, or the class path of your own ``nn.Module``.
+        network_args: further arguments of the network; those of `lightning_rs.networks.parts` may name files, which
+            the checkpoint then does not need.
         noise: law under which the classifier is trained, validated and, by default, certified. A plain mapping as
             in a checkpoint is accepted.
         optimizer: from the parameters to an optimizer.
@@ -63,10 +67,11 @@ class BaseClassifier(pl.LightningModule, ABC):
     ) -> None:
         super().__init__()
         law = noise_from_dict(noise) if isinstance(noise, Mapping) else noise or GaussianNoise(0.25)
+        arguments, kept = network_arguments(network, network_args, law.sigma)
         self.save_hyperparameters(
             {
                 "network": network,
-                "network_args": dict(network_args or {}),
+                "network_args": kept,
                 "noise": noise_to_dict(law),
                 "num_classes": num_classes,
                 "shape": [int(size) for size in shape],
@@ -84,7 +89,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         law.check_shape(self.shape)
         if None not in (grid, law.grid) and grid != law.grid:
             raise ValueError(f"q of the noise must be the grid of the data, {grid}, got {law.grid}: {law!r}")
-        self.network = build_network(network, num_classes, self.shape, mean=mean, std=std, **(network_args or {}))
+        self.network = build_network(network, num_classes, self.shape, mean=mean, std=std, **arguments)
+        self.weights_path: str | None = None  # of the file of others that the weights came from
         self.data_spec: dict[str, Any] | None = None  # set by the command line, kept in the checkpoint
         self._optimizer = optimizer
         self._scheduler = scheduler
@@ -101,6 +107,17 @@ class BaseClassifier(pl.LightningModule, ABC):
     def forward(self, images: Tensor) -> Tensor:
         """Return the base network's logits, (m, C), for images of shape (m, *shape)."""
         return self.network(images)
+
+    def adopt_weights(self, path: str | Path) -> str:
+        """Load weights that another code has trained, and return a line that says which normalisation is at work.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it cannot be read without running code from it, or has other weights than this network.
+        """
+        told = adopt_weights(path, self.network)
+        self.weights_path = str(path)
+        return told
 
     def noisy(self, images: Tensor, batch_idx: int, copy: int = 0) -> Tensor:
         """Return one fresh noisy copy of every training image.

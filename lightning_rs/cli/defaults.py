@@ -10,10 +10,15 @@ from jsonargparse import Namespace
 
 from lightning_rs.class_paths import class_named, full_class_path
 from lightning_rs.classifiers.base import CHECKPOINT_KEY
+from lightning_rs.networks.checkpoints import names_its_network
+from lightning_rs.networks.files import read_file
 from lightning_rs.noise import Noise
 
 # What the model learns from the data instead of being told twice.
 LINKED = ("num_classes", "shape", "mean", "std", "domain", "grid")
+
+# The network of a file of others that does not name it, until the command line does.
+UNKNOWN_NETWORK = "(not named)"
 
 DEFAULTS: dict[str, Any] = {
     "data": {"class_path": "lightning_rs.data.Digits", "init_args": {"batch_size": 128}},
@@ -58,10 +63,14 @@ DEFAULTS: dict[str, Any] = {
 
 
 def checkpoint_defaults(path: str) -> dict[str, Any]:
-    """Return the model and data configuration that a checkpoint of ours carries; empty for other files.
+    """Return the model and data configuration that a checkpoint of ours carries; of others, the architecture.
 
     Damaged or missing files are reported later, by :func:`check_checkpoint`.
     """
+    if is_foreign(path):
+        model = DEFAULTS["model"]
+        network = names_its_network(path) or UNKNOWN_NETWORK
+        return {"model": {**model, "init_args": {**model["init_args"], "network": network}}}
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:
@@ -77,6 +86,17 @@ def checkpoint_defaults(path: str) -> dict[str, Any]:
     if own.get("data"):
         defaults["data"] = own["data"]
     return defaults
+
+
+def is_foreign(path: str | Path | None) -> bool:
+    """Say whether a file holds weights that another code has trained; false for what cannot be read."""
+    if path is None or not Path(path).is_file():
+        return False
+    try:
+        _, contents = read_file(path)
+    except ValueError:
+        return False
+    return CHECKPOINT_KEY not in contents and "pytorch-lightning_version" not in contents
 
 
 def plain(value: Any) -> Any:

@@ -13,16 +13,18 @@ import pytorch_lightning as pl
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
 from lightning_rs.cli.configs import configs_main, with_shipped
 from lightning_rs.cli.console import quiet, report_error
-from lightning_rs.cli.defaults import DEFAULTS, LINKED, checkpoint_defaults, plain
+from lightning_rs.cli.defaults import DEFAULTS, LINKED, UNKNOWN_NETWORK, checkpoint_defaults, is_foreign, plain
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.data.errors import CorruptDataError
 from lightning_rs.loggers import close_loggers, prepare_loggers, run_directory, summary
+from lightning_rs.networks.checkpoints import unnamed_network
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
 from lightning_rs.trainer import Trainer, check_checkpoint
@@ -158,7 +160,12 @@ class SmoothingCLI(LightningCLI):
         config = self.config[self.subcommand]
         if config.get("ckpt_path") is not None:  # perhaps named by a configuration file
             config["ckpt_path"] = checkpoint_path(config["ckpt_path"])
-        check_checkpoint(config.get("ckpt_path"))
+        path = config.get("ckpt_path")
+        self._foreign = path if self.subcommand in _FROM_CHECKPOINT and is_foreign(path) else None
+        if self._foreign is None:
+            check_checkpoint(path)
+        elif config.model.init_args.get("network") == UNKNOWN_NETWORK:
+            raise ValueError(unnamed_network(self._foreign))
         logger, root = config.trainer.logger, config.trainer.default_root_dir
         if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == "runs":
             logger["init_args.save_dir"] = str(root)
@@ -169,6 +176,9 @@ class SmoothingCLI(LightningCLI):
         assert self.subcommand is not None
         self.model.data_spec = plain(self.config[self.subcommand]["data"])
         self.certifier: Certifier | None = self._get(self.config_init, "certifier")
+        if self._foreign is not None:
+            rank_zero_warn(self.model.adopt_weights(self._foreign))
+            self.config_init[self.subcommand]["ckpt_path"] = None  # it is no checkpoint of Lightning
         prepare_loggers(self.trainer)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checkpoints of the randomized-smoothing literature, and the fingerprint of a network."""
+"""Checkpoints of others: the randomized-smoothing literature, timm, plain weights; and the fingerprint of a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor, nn
 
-from lightning_rs.networks.build import build_network
+from lightning_rs.networks.build import build_network, is_network, takes_argument
+from lightning_rs.networks.files import load_weights, read_file
 from lightning_rs.networks.normalize import Normalize
 
 Constants = float | Sequence[float]
@@ -63,6 +64,66 @@ _LAYOUTS = (("0.", "1."), ("normalize.", "net."))
 _MEAN_KEYS, _STD_KEYS = ("mean", "means"), ("std", "sds")
 
 
+def load_checkpoint(
+    path: str | Path,
+    network: str | None = None,
+    network_args: Mapping[str, Any] | None = None,
+    num_classes: int | None = None,
+    shape: Sequence[int] | None = None,
+    dataset: str | None = None,
+    mean: Constants | None = None,
+    std: Constants | None = None,
+    normalize: bool = True,
+) -> tuple[nn.Module, CheckpointInfo]:
+    """Load weights that another code has trained.
+
+    Files of ``torch.save`` and of safetensors are read, and no code is run from them (``weights_only=True``, always).
+    The state dict stands alone or under ``state_dict`` (Cohen et al. and most later papers, timm), ``net`` (MACER),
+    ``model``, ...; with or without the ``module.`` of DataParallel; it is that of a network alone or of
+    ``Sequential(normalize, net)``. Checkpoints of ``fit`` are rebuilt by `BaseClassifier.load_from_checkpoint`.
+
+    Args:
+        path: the file.
+        network: its architecture where the file does not name it (``arch``): a name or class path as of
+            `build_network`, or a name of the literature ("lenet", "resnet50" of torchvision).
+        network_args: further arguments of the network.
+        num_classes: number of logits; read from the weights for the architectures of the literature.
+        shape: shape of one image, ``(C, H, W)``; likewise.
+        dataset: "cifar10", "cifar100", "imagenet", "mnist" or "fashion_mnist", for the normalisation that the
+            literature used there; needed where the checkpoint does not hold its own.
+        mean: normalisation instead of a data set's; with ``std``.
+        std: see ``mean``.
+        normalize: False for a network that takes pixels as they are (MACER's), or that normalises by itself.
+
+    Returns:
+        the network of `build_network`, in eval mode, normalisation inside; and what the file says of itself.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read, leaves the architecture, the shape or the normalisation open (the message
+            says what to pass), or has other weights than its architecture.
+    """
+    path = Path(path)
+    state, content = read_file(path)
+    arch = _arch(path, content, network, state)
+    name = _ARCHS[arch].name if arch in _ARCHS else arch
+    classes, dims = _sizes(path, arch, state, num_classes, shape)
+    arguments = dict(network_args or {})
+    own_constants = arch not in _ARCHS and takes_argument(name, "mean") and takes_argument(name, "std")
+    if own_constants:
+        given = _given_normalization(dataset, mean, std) or (None, None)
+        built = build_network(name, classes, dims, *given, **arguments)
+        load_weights(path, built.get_submodule("net"), _bare(path, state, built.get_submodule("net"))[0], arch)
+    else:
+        net = build_network(name, classes, dims, **arguments).get_submodule("net")
+        weights, constants = _bare(path, state, net)
+        load_weights(path, net, weights, arch)
+        first = _first_layer(path, constants, dataset, mean, std, normalize, dims[0])
+        built = nn.Sequential(OrderedDict(normalize=first, net=net))
+    epoch = content.get("epoch")
+    return built.eval(), CheckpointInfo(arch=arch, name=name, epoch=epoch, num_classes=classes, shape=dims)
+
+
 def load_cohen_checkpoint(
     path: str | Path,
     dataset: str | None = None,
@@ -70,41 +131,73 @@ def load_cohen_checkpoint(
     std: Constants | None = None,
     arch: str | None = None,
 ) -> tuple[nn.Module, CheckpointInfo]:
-    """Load a checkpoint in the format of Cohen et al. (2019), which most later papers share.
+    """Load a checkpoint in the format of Cohen et al. (2019): `load_checkpoint` for the architectures of the papers.
 
-    The file is a dict ``{epoch, arch, state_dict, optimizer}``. The state dict is that of a network alone or
-    of ``Sequential(normalize, net)``, with or without the ``module.`` of DataParallel before either. It is
-    always read with ``weights_only=True``, which runs no code from the file.
-
-    Args:
-        path: the file.
-        dataset: "cifar10", "cifar100", "imagenet", "mnist" or "fashion_mnist", for the normalisation that the
-            literature used there; needed where the checkpoint does not hold its own.
-        mean: normalisation instead of a data set's; with ``std``.
-        std: see ``mean``.
-        arch: architecture, for files that do not name theirs.
-
-    Returns:
-        the network of `build_network`, in eval mode, normalisation inside; and what the file says of itself.
+    The file is a dict ``{epoch, arch, state_dict, optimizer}``; ``arch`` is for files that do not name theirs.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is corrupt, is not such a checkpoint, names an unknown architecture, has other
-            weights than its architecture, or leaves the normalisation open.
+        ValueError: as `load_checkpoint`.
     """
-    path = Path(path)
-    content = _read(path)
-    arch = _arch(path, content, arch)
-    weights, constants = _split(path, content["state_dict"])
-    mean, std = _normalization(path, constants, dataset, mean, std)
-    spec = _ARCHS[arch]
-    num_classes, channels = _sizes(path, arch, weights)
-    shape = (channels, spec.size, spec.size)
-    network = build_network(spec.name, num_classes, shape, mean=mean, std=std)
-    _load(path, arch, network.get_submodule("net"), weights)
-    epoch = content.get("epoch")
-    info = CheckpointInfo(arch=arch, name=spec.name, epoch=epoch, num_classes=num_classes, shape=shape)
-    return network.eval(), info
+    return load_checkpoint(path, network=arch, dataset=dataset, mean=mean, std=std)
+
+
+def adopt_weights(path: str | Path, network: nn.Module) -> str:
+    """Load a file of weights of others into a network of `build_network`, as the command line does.
+
+    Args:
+        path: the file, as for `load_checkpoint`.
+        network: ``Sequential(normalize, net)`` of the architecture that the file was trained with; a normalisation
+            in the file takes the place of its own.
+
+    Returns:
+        a line that says which normalisation is at work.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read or has other weights.
+    """
+    state, _ = read_file(path)
+    if state.keys() == network.state_dict().keys():
+        load_weights(path, network, state, "the configured network")
+        return f"weights and normalisation of {path}"
+    net = network.get_submodule("net")
+    weights, constants = _bare(Path(path), state, net)
+    load_weights(path, net, weights, "the configured network")
+    if constants:
+        own = _own_normalization(Path(path), constants)
+        network.register_module("normalize", own)
+        return f"weights of {path}, which hold their normalisation: {own}"
+    return f"weights of {path}, which hold no normalisation; at work: {network.get_submodule('normalize')}"
+
+
+def names_its_network(path: str | Path) -> str | None:
+    """Return the name for `build_network` of the architecture that a file of others names; None if it names none.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it cannot be read.
+    """
+    arch = read_file(path)[1].get("arch")
+    if not isinstance(arch, str):
+        return None
+    return _ARCHS[arch].name if arch in _ARCHS else arch if is_network(arch) else None
+
+
+def unnamed_network(path: str | Path) -> str:
+    """Return what to tell a user of the command line whose file of weights does not name its architecture."""
+    fitting = sorted({_ARCHS[arch].name for arch in fitting_networks(read_file(path)[0])})
+    known = f" {' or '.join(fitting)}, which its weights fit" if fitting else " NAME (or the class path of your own)"
+    return (
+        f"ckpt_path {str(path)!r} holds weights and does not name their architecture: pass --model.network{known}, and "
+        "--model.network_args for its arguments ({normalize: false} if it takes pixels as they are)"
+    )
+
+
+def fitting_networks(state: Mapping[str, Tensor]) -> list[str]:
+    """Return the architectures of the literature that have exactly these weights, by name and shape."""
+    bare = [state, *(_below(state, second) for _, second in _LAYOUTS)]
+    return [arch for arch in _ARCHS if any(_fits(arch, candidate) for candidate in bare)]
 
 
 def state_dict_sha256(module: nn.Module) -> str:
@@ -128,39 +221,39 @@ def state_dict_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}: path must name a file written by torch.save")
-    wanted = "{epoch, arch, state_dict, optimizer} of tensors, numbers and strings"
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle, end of file: torch.load fails in many ways
-        detail = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"checkpoint {path} cannot be read with weights_only=True ({detail}); "
-            f"it must be a file of torch.save with {wanted}"
-        ) from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        got = sorted(map(str, content))[:6] if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"checkpoint {path} must hold {wanted}, got {got}")
-    return content
-
-
-def _arch(path: Path, content: Mapping[str, Any], given: str | None) -> str:
+def _arch(path: Path, content: Mapping[str, Any], given: str | None, state: Mapping[str, Tensor]) -> str:
     named = content.get("arch")
-    if given is not None and named is not None and given != named:
+    if (
+        given is not None
+        and named is not None
+        and given not in (named, _ARCHS[named].name if named in _ARCHS else None)
+    ):
         raise ValueError(f"arch must be {named!r}, as checkpoint {path} says, or left out; got {given!r}")
     arch = named if named is not None else given
-    if arch in _ARCHS:
+    if arch is not None and (arch in _ARCHS or is_network(str(arch))):
         return str(arch)
+    if arch is None:
+        fitting = fitting_networks(state)
+        hint = f" (its weights fit {' and '.join(fitting)})" if fitting else ""
+        raise ValueError(
+            f"checkpoint {path} does not say its architecture: pass network{hint}: one of {', '.join(_ARCHS)}, "
+            "timm/NAME, torchvision/NAME or the class path of your own, with num_classes and shape"
+        )
     near = difflib.get_close_matches(str(arch), _ARCHS, n=1)
     hint = f" (near: {near[0]})" if near else ""
-    raise ValueError(f"arch of checkpoint {path} must be one of {', '.join(_ARCHS)}, got {arch!r}{hint}")
+    raise ValueError(
+        f"arch of checkpoint {path} must be one of {', '.join(_ARCHS)}, or known to build_network, got {arch!r}{hint}"
+    )
+
+
+def _bare(path: Path, state: Mapping[str, Tensor], net: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of ``net`` and the constants of a normalisation before it."""
+    needed = {key for key in net.state_dict() if not key.endswith("num_batches_tracked")}
+    return (dict(state), {}) if needed <= state.keys() else _split(path, state)
 
 
 def _split(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the network's own weights and the constants of its normalisation layer, prefixes taken off."""
-    state = _without(state, "module.")
     for first, second in _LAYOUTS:
         if not any(key.startswith(second) for key in state):
             continue
@@ -173,35 +266,47 @@ def _split(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
     return dict(state), {}
 
 
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    return _without(kept, "module.")
+
+
 def _without(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
-def _normalization(
+def _first_layer(
     path: Path,
     constants: Mapping[str, Tensor],
     dataset: str | None,
     mean: Constants | None,
     std: Constants | None,
-) -> tuple[Constants, Constants]:
+    normalize: bool,
+    channels: int,
+) -> nn.Module:
     given = _given_normalization(dataset, mean, std)
-    kinds = {"mean" if key in _MEAN_KEYS else "std" if key in _STD_KEYS else key for key in constants}
-    if constants and kinds != {"mean", "std"}:
-        raise ValueError(f"checkpoint {path}: its first layer must hold mean and std, got {', '.join(constants)}")
-    if not constants and given is None:
-        raise ValueError(
-            f"checkpoint {path} does not hold its normalisation: pass mean and std, or dataset, one of "
-            f"{', '.join(_NORMALIZATION)}"
-        )
-    if not constants:
-        assert given is not None
-        return given
-    own = Normalize(_constant(constants, _MEAN_KEYS), _constant(constants, _STD_KEYS))
-    if given is not None and not _same(own, Normalize(*given, num_channels=own.mean.numel())):
+    own = _own_normalization(path, constants) if constants else None
+    if not normalize and (own is not None or given is not None):
+        raise ValueError(f"normalize must be True where there is a normalisation, got False and {own or given}")
+    if own is not None and given is not None and not _same(own, Normalize(*given, num_channels=own.mean.numel())):
         raise ValueError(
             f"checkpoint {path} holds its own normalisation {own}; leave out dataset, mean and std, got {given}"
         )
-    return own.mean.tolist(), own.std.tolist()
+    if own is None and given is None and normalize:
+        raise ValueError(
+            f"checkpoint {path} does not hold its normalisation: pass mean and std, or dataset, one of "
+            f"{', '.join(_NORMALIZATION)}, or normalize=False for a network that takes pixels as they are"
+        )
+    if own is not None:
+        return own
+    return nn.Identity() if given is None else Normalize(*given, num_channels=channels)
+
+
+def _own_normalization(path: Path, constants: Mapping[str, Tensor]) -> Normalize:
+    kinds = {"mean" if key in _MEAN_KEYS else "std" if key in _STD_KEYS else key for key in constants}
+    if kinds != {"mean", "std"}:
+        raise ValueError(f"checkpoint {path}: its first layer must hold mean and std, got {', '.join(constants)}")
+    return Normalize(_constant(constants, _MEAN_KEYS), _constant(constants, _STD_KEYS))
 
 
 def _constant(constants: Mapping[str, Tensor], names: Sequence[str]) -> list[float]:
@@ -226,23 +331,33 @@ def _same(one: Normalize, other: Normalize) -> bool:
     return bool(torch.allclose(one.mean, other.mean) and torch.allclose(one.std, other.std))
 
 
-def _sizes(path: Path, arch: str, weights: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Return the number of classes and of channels, from the first and the last layer's weights."""
+def _sizes(
+    path: Path, arch: str, state: Mapping[str, Tensor], num_classes: int | None, shape: Sequence[int] | None
+) -> tuple[int, tuple[int, ...]]:
+    """Return the number of classes and the shape: as given, else from the first and the last layer's weights."""
+    if num_classes is not None and shape is not None:
+        return num_classes, tuple(shape)
+    if arch not in _ARCHS:
+        missing = "num_classes" if num_classes is None else "shape"
+        raise ValueError(f"checkpoint {path}: pass {missing}, which {arch} does not say")
+    weights = _split(path, state)[0]
     first, last = "conv1.weight", f"{_ARCHS[arch].head}.weight"
-    missing = [key for key in (first, last) if key not in weights]
-    if missing:
-        raise ValueError(_mismatch(path, arch, f"no weights named {missing[0]!r}"))
-    return weights[last].shape[0], weights[first].shape[1]
+    absent = [key for key in (first, last) if key not in weights]
+    if absent:
+        raise ValueError(f"checkpoint {path} does not hold the weights of {arch}: no weights named {absent[0]!r}")
+    size = _ARCHS[arch].size
+    found = (weights[first].shape[1], size, size)
+    return num_classes or weights[last].shape[0], found if shape is None else tuple(shape)
 
 
-def _load(path: Path, arch: str, net: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    # A plain dict carries no version metadata, so files from before num_batches_tracked load as well.
+def _fits(arch: str, weights: Mapping[str, Tensor]) -> bool:
+    spec = _ARCHS[arch]
+    if "conv1.weight" not in weights or f"{spec.head}.weight" not in weights or weights["conv1.weight"].ndim != 4:
+        return False
+    shape = (weights["conv1.weight"].shape[1], spec.size, spec.size)
     try:
-        net.load_state_dict(OrderedDict(weights), strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:3]]
-        raise ValueError(_mismatch(path, arch, "; ".join(line[:160] for line in lines))) from error
-
-
-def _mismatch(path: Path, arch: str, detail: str) -> str:
-    return f"checkpoint {path} does not hold the weights of {arch}: {detail}; state_dict must match arch"
+        built = build_network(spec.name, weights[f"{spec.head}.weight"].shape[0], shape).get_submodule("net")
+    except ValueError:
+        return False
+    mine = {key: value.shape for key, value in built.state_dict().items() if not key.endswith("num_batches_tracked")}
+    return mine == {key: value.shape for key, value in weights.items() if not key.endswith("num_batches_tracked")}

@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from lightning_rs.networks.files import reason_not_loaded
+
 # What a checkpoint of ours says of itself stands under this key, in safetensors as JSON.
 OWN_KEY = "lightning_rs"
 _PREFIX = "network."
@@ -30,8 +32,7 @@ def read_own_checkpoint(path: str | Path) -> tuple[dict[str, Any], dict[str, Ten
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"checkpoint {str(path)!r} is damaged or no checkpoint: {reason}") from error
+        raise ValueError(f"checkpoint {str(path)!r} is damaged or no checkpoint: {reason_not_loaded(error)}") from error
     own = contents.get(OWN_KEY) if isinstance(contents, Mapping) else None
     if not isinstance(own, Mapping) or not {"init_args", "noise"} <= own.keys():
         raise ValueError(

@@ -141,7 +141,7 @@ class CertificationStage(SmoothingStage):
         header = Header.create(session.describe(), data=data, indices=indices)
         informative = {
             **header.informative,
-            "checkpoint": _checkpoint(self.pl_trainer.ckpt_path),
+            "checkpoint": _checkpoint(self.pl_trainer.ckpt_path or self.model.weights_path),
             "model": dict(self.model.hparams),
             "root": described.get("root"),
             "remarks": list(session.prepared.remarks),
