@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from lightning_rs.cli import main
 from lightning_rs.records import read_records
+from tests.processes import Act, pipe, script
 
 ROOT = Path(__file__).parents[1]
 # One process on the CPU, no logger, nothing drawn: what most tests want.
@@ -54,39 +57,61 @@ def certify_words(out: Path, n: int = 200, max: int = 13) -> list[str]:
     ]
 
 
-def start(*words: object, devices: int = 1) -> subprocess.Popen[str]:
-    """Start a command in processes of their own, in a new group."""
-    return _spawn("-m", "lightning_rs", *map(str, words), *_processes(devices))
+def start(
+    folder: Path, *commands: Sequence[object], devices: int = 1, acts: Mapping[int, Act] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start commands that the same processes run one after another, because importing torch takes its time.
+
+    Args:
+        folder: on the path of the program; there :func:`said` and :func:`statuses` find what the processes leave.
+        commands: the words of each command.
+        devices: number of processes.
+        acts: what a process, by its rank, does to itself at an event of its own run.
+    """
+    folder.mkdir(exist_ok=True)
+    os.mkfifo(pipe(folder))
+    program = folder / "commands.py"
+    words = [[*map(str, command), *_processes(devices)] for command in commands]
+    program.write_text(script(folder, words, acts or {}))
+    return spawn(folder, str(program))
 
 
-def start_in_turn(folder: Path, *commands: Sequence[object], devices: int) -> subprocess.Popen[str]:
-    """Start commands that the same processes run one after another, because importing torch takes its time."""
-    lists = [[*map(str, words), *_processes(devices)] for words in commands]
-    script = folder / "commands.py"  # not beside the tests, where the folder `statistics` would hide Python's
-    script.write_text(f"""
-import os
-from lightning_rs.cli import main
-for words in {json.dumps(lists)}:
-    print("process", os.environ.get("LOCAL_RANK", 0), "ended with", main(words), flush=True)
-""")
-    return _spawn(str(script))
+def spawn(folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    """Start Python in a new group; what it says before any process has a file of its own goes to one more file."""
+    with open(folder / "said.start.txt", "wb") as file:
+        return subprocess.Popen(
+            [sys.executable, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_PORT": str(_port())},
+            start_new_session=True,
+        )
+
+
+def _port() -> int:
+    """Return a free port below those that the system hands out, which somebody could get before Lightning asks again."""
+    for port in range(20_000 + os.getpid() % 10_000, 32_000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no free port")
+
+
+def said(folder: Path) -> str:
+    """Return what the processes of :func:`start` said: one after the other, not as it came."""
+    return "".join(file.read_text() for file in sorted(folder.glob("said.*.txt")))
+
+
+def statuses(folder: Path, rank: int = 0) -> list[int]:
+    """Return how the commands of :func:`start` ended in one of the processes."""
+    return json.loads((folder / f"ended.rank{rank}.json").read_text())
 
 
 def _processes(devices: int) -> list[str]:
     plain = [word for word in PLAIN if "devices" not in word]
     return [*plain, f"--trainer.devices={devices}", f"--trainer.strategy={'ddp' if devices > 1 else 'auto'}"]
-
-
-def _spawn(*words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
 
 
 @cache

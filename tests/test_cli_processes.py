@@ -1,4 +1,8 @@
-"""Processes that are killed, interrupted, or several: every image once, and the bodies of an undisturbed run."""
+"""Processes that are killed, interrupted, or several: every image once, and the bodies of an undisturbed run.
+
+Nothing here is timed: signals come at events of the run, see :mod:`tests.processes`; a timeout only ends a test that
+has failed already.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,6 @@ import io
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +20,15 @@ import pytest
 
 from lightning_rs.cli import main
 from lightning_rs.records import body_lines
-from tests.driving import PLAIN, certify, certify_words, indices, run, start, start_in_turn, trained
+from tests.driving import PLAIN, certify, certify_words, indices, run, said, spawn, start, statuses, trained
+from tests.processes import Act
 
 # Somebody may commit while the processes run.
 pytestmark = pytest.mark.filterwarnings("ignore:.* is resumed although git")
 
-# Long enough that a signal arrives in the middle on a machine that is slow to wake the test.
-LONG = {"n": 60_000, "max": 60}
+# So many samples that images are not certified in groups: between two records the network is sampled.
+LONG = {"n": 40_000, "max": 13}
+END = 600  # seconds until a process that does not end is a failure
 BROKEN = """
 from lightning_rs.data import Digits
 from lightning_rs.data.sources import ArraySource
@@ -35,43 +40,49 @@ class Broken(Digits):
         values[7, 0, 3, 3] = float("nan")
         return ArraySource(values, source.labels, None)
 """
-Start = Callable[..., "subprocess.Popen[str]"]
+Begun = subprocess.Popen[bytes]
 
 
 @pytest.fixture
-def begin() -> Iterator[Start]:
+def begin() -> Iterator[Callable[..., Begun]]:
     """Start processes that do not outlive the test."""
-    begun: list[subprocess.Popen[str]] = []
+    begun: list[Begun] = []
 
-    def begin(*words: Any, devices: int = 1, how: Start = start) -> subprocess.Popen[str]:
-        begun.append(how(*words, devices=devices))
+    def begin(folder: Path, *commands: Any, **options: Any) -> Begun:
+        begun.append(start(folder, *commands, **options))
         return begun[-1]
 
     yield begin
     for process in begun:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # a group lives as long as any of its processes
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        process.wait()
 
 
-def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(tmp_path: Path, begin: Start) -> None:
+def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(
+    tmp_path: Path, begin: Callable[..., Begun]
+) -> None:
     assert certify(tmp_path / "whole.jsonl", **LONG) == 0
     out = tmp_path / "r.jsonl"
-    for ending, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143), (signal.SIGINT, 1)):
-        before = _lines(out)
-        process = begin(*certify_words(out, **LONG))
-        _wait(lambda goal=before + 4: _lines(out) > goal, process)
-        process.send_signal(ending)
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == status
-        assert before + 4 <= _lines(out) < 61  # Ctrl-C may come while a record is being written
-    assert f"images are recorded in {out}: the same certification goes on from there" in said
-    assert "Traceback" not in said
+    # A request to terminate is heeded once the image at work is recorded; Ctrl-C and kill are not that patient.
+    for act, status, recorded in (
+        (Act("SIGKILL", after=3, at="sample"), -signal.SIGKILL, 3),
+        (Act("SIGTERM", after=2, at="sample"), 143, 6),
+        (Act("SIGINT", after=2), 1, 8),
+    ):
+        folder = tmp_path / f"{act.do}-{recorded}"
+        process = begin(folder, certify_words(out, **LONG), acts={0: act})
+        assert process.wait(END) == status, said(folder)
+        assert _lines(out) == 1 + recorded, said(folder)
+        if act.do != "SIGKILL":
+            going_on = f"{recorded} images are recorded in {out}: the same certification goes on from there"
+            assert going_on in said(folder)
+            assert "Traceback" not in said(folder)
     assert certify(out, **LONG) == 0
     assert body_lines(out) == body_lines(tmp_path / "whole.jsonl")
 
 
-def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Start) -> None:
+def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Callable[..., Begun]) -> None:
     one, two, rest, other = (tmp_path / f"{name}.jsonl" for name in ("one", "two", "rest", "other"))
     assert certify(one) == 0
     rest.write_text("".join(one.read_text().splitlines(keepends=True)[:-1]))  # one image for two processes
@@ -85,7 +96,9 @@ def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Start) -> No
         "--trainer.callbacks.certifier=Certifier",
         "--trainer.callbacks.certifier.n=300",
     ]
-    (tmp_path / "broken.py").write_text(BROKEN)
+    folder = tmp_path / "processes"
+    folder.mkdir()
+    (folder / "broken.py").write_text(BROKEN)
     words = (f"--ckpt_path={trained()}", "--data.max=13", "--certifier.n=50", f"--trainer.default_root_dir={tmp_path}")
     commands = (
         certify_words(two),
@@ -95,63 +108,67 @@ def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Start) -> No
         ["predict", *words],
         ["certify", *words, "--data=broken.Broken", f"--records={tmp_path / 'broken.jsonl'}"],
     )
-    process = begin(tmp_path, *commands, devices=2, how=start_in_turn)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    for rank in range(2):
-        ended = [line[-1] for line in said.splitlines() if line.startswith(f"process {rank} ended with")]
-        assert ended == ["0", "0", "2", "0", "0", "2"]
+    status = begin(folder, *commands, devices=2).wait(END)
+    text = said(folder)
+    assert status == 2, text  # that of the last command
+    assert [statuses(folder, rank) for rank in range(2)] == [[0, 0, 2, 0, 0, 2]] * 2
     # Every image once, and the bodies of the single process.
     assert indices(two) == list(range(13))
     assert body_lines(two) == body_lines(rest) == body_lines(one)
     assert sorted(file.name for file in tmp_path.glob("two.*")) == ["two.jsonl", "two.sidecar.jsonl"]
-    assert "certify 13 images of digits (test)" in said
-    assert "in 2 processes" in said
-    assert "the missing 1 of 13 images" in said
-    assert said.count("13 images, GaussianL2") == 2
+    assert "certify 13 images of digits (test)" in text
+    assert "in 2 processes" in text
+    assert "the missing 1 of 13 images" in text
+    assert text.count("13 images, GaussianL2") == 2
     # A refusal is one line, whichever process met what is wrong; the others finish their share.
-    refused, broken = [line for line in said.splitlines() if line.startswith("error")]
+    refused, broken = [line for line in text.splitlines() if line.startswith("error")]
     assert "n: 200 != 300" in refused
     assert "image 7 of digits: images must be finite, got NaN" in broken
-    assert "7 images are recorded in" in said
+    assert "7 images are recorded in" in text
     assert indices(tmp_path / "broken.rank0.jsonl") == list(range(0, 13, 2))
-    assert "Traceback" not in said
+    assert "Traceback" not in text
     assert other.read_text() == one.read_text()
     # Certification at epoch ends is shared, with the same result.
-    said_here = _said(lambda: main([*validate, *PLAIN]))
-    assert _certified(said) == _certified(said_here)
-    assert len(_certified(said)) >= 8
+    here = _said(lambda: main([*validate, *PLAIN]))
+    assert _certified(text) == _certified(here)
+    assert len(_certified(text)) >= 8
     with open(tmp_path / "predictions.csv") as file:
         assert [row["index"] for row in csv.DictReader(file)] == [str(index) for index in range(13)]
 
 
-def test_a_killed_rank_loses_nothing(tmp_path: Path, begin: Start) -> None:
+def test_a_killed_rank_loses_nothing(tmp_path: Path, begin: Callable[..., Begun]) -> None:
     out = tmp_path / "r.jsonl"
     ranks = [tmp_path / f"r.rank{rank}.jsonl" for rank in range(2)]
-    process = begin(*certify_words(out, **LONG), devices=2)
-    _wait(lambda: min(map(_lines, ranks)) > 3, process)
-    child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
-    os.kill(child, signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode != 0
+    acts = {0: Act("tell", after=4), 1: Act("SIGKILL", after=3, at="sample", told=True)}
+    folder = tmp_path / "processes"
+    # The other process waits in the middle of its share; Lightning, which looks after its children, ends it.
+    assert begin(folder, certify_words(out, **LONG), devices=2, acts=acts).wait(END) == -signal.SIGKILL, said(folder)
+    assert [_lines(rank) for rank in ranks] == [1 + 4, 1 + 3]
     with open(ranks[1], "a") as file:
         file.write('{"index":23,"la')  # torn, and no second process will come to repair it
-    kept = sum(map(_lines, ranks))
     assert certify(out, **LONG) == 0
     assert certify(tmp_path / "whole.jsonl", **LONG) == 0
     assert body_lines(out) == body_lines(tmp_path / "whole.jsonl")
-    assert kept > 6
     assert not any(rank.exists() for rank in ranks)
 
 
 @pytest.mark.slow
-def test_fit_and_final_certification_with_two_processes(tmp_path: Path, begin: Start) -> None:
+def test_fit_and_final_certification_with_two_processes(tmp_path: Path, begin: Callable[..., Begun]) -> None:
     words = ["--trainer.max_epochs=2", "--certifier.n=200", "--data.max=13", f"--trainer.default_root_dir={tmp_path}"]
-    process = begin("fit", *words, devices=2)
-    said, _ = process.communicate(timeout=600)
-    assert process.returncode == 0, said
+    folder = tmp_path / "processes"
+    assert begin(folder, ["fit", *words], devices=2).wait(END) == 0, said(folder)
     assert indices(next((tmp_path / "certify").glob("*[0-9a-f].jsonl"))) == list(range(13))
     assert run("certify", "-c", tmp_path / "fit.yaml", "--ckpt_path", tmp_path / "checkpoints/last.ckpt", *PLAIN) == 0
+
+
+@pytest.mark.slow
+def test_the_module_starts_itself_again_for_the_second_process(tmp_path: Path) -> None:
+    out = tmp_path / "r.jsonl"
+    plain = [word for word in PLAIN if "devices" not in word]
+    process = spawn(tmp_path, "-m", "lightning_rs", *certify_words(out), *plain, "--trainer.devices=2")
+    assert process.wait(END) == 0, said(tmp_path)
+    assert indices(out) == list(range(13))
+    assert "in 2 processes" in said(tmp_path)
 
 
 def _certified(said: str) -> list[str]:
@@ -166,11 +183,3 @@ def _said(action: Callable[[], int]) -> str:
 
 def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
-
-
-def _wait(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
