@@ -91,7 +91,7 @@ def spawn(folder: Path, *words: str) -> subprocess.Popen[bytes]:
 
 
 def _port() -> int:
-    """Return a free port below those that the system hands out, which somebody could get before Lightning asks again."""
+    """Return a free port below those that the system hands out, which somebody could get before Lightning binds it."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))

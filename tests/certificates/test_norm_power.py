@@ -6,7 +6,6 @@ import functools
 import json
 import logging
 import math
-import time
 
 import numpy as np
 import pytest
@@ -40,6 +39,7 @@ from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerFamily, NormPowerNoise, PureLinfNoise, matched_sigma
 from lightning_rs.numerics import linf_table as tables
+from lightning_rs.numerics import norm_power_quadrature, norm_power_two_class
 from lightning_rs.numerics.linf_statistics import (
     CornerFamily,
     MixedCorner,
@@ -304,14 +304,20 @@ def test_two_class_radius_is_monotone():
         assert (np.diff(radius) >= -1e-5 * radius[1:]).all()
 
 
-def test_two_class_look_up_costs_microseconds():
-    """A thousand images of a thousand distinct pairs: no solver runs."""
+def test_two_class_look_up_solves_nothing(monkeypatch):
+    """A thousand images of a thousand distinct pairs: one table, and no solver runs."""
     tail, other = two_class_pairs(1, 1000)
     table = functools.partial(norm_power_l2_radius, None, 1.0, 500, 3072, q_upper=tail, p_upper=other)
-    table()
-    start = time.perf_counter()
-    table()
-    assert time.perf_counter() - start < 0.1
+    radius = table()
+    built = norm_power_two_class.two_class_table.cache_info().misses
+
+    def solver(*args, **kwargs):
+        raise AssertionError("a root was searched for")
+
+    monkeypatch.setattr(norm_power_two_class, "increasing_root", solver)
+    monkeypatch.setattr(norm_power_quadrature, "increasing_root", solver, raising=False)
+    assert (table() == radius).all()
+    assert norm_power_two_class.two_class_table.cache_info().misses == built
 
 
 def test_two_class_radius_by_brute_force():
