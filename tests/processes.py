@@ -50,6 +50,7 @@ def serve(folder: str, commands: Sequence[Sequence[str]], acts: Mapping[str, Map
     output = os.open(Path(folder) / f"said.rank{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     if rank in acts:
         _prepare(Act(**acts[rank]), pipe(Path(folder)))  # type: ignore[arg-type]
     from lightning_rs.cli import main
