@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_rs.class_paths import from_dict, to_dict
+from lightning_rs.noise.lattice import LatticeNoise, rounded_to_lattice
 
 Domain = tuple[float, float] | None
 
@@ -66,6 +67,15 @@ class Noise(ABC):
         if not self.exchangeable:
             raise NotImplementedError(f"{type(self).__name__} has per-coordinate parameters: override arranged")
         return self
+
+    def on_lattice(self, grid: int | None) -> LatticeNoise | None:
+        """Return the law in whole numbers on the lattice of the data, or None if it has to stay in floating point.
+
+        Args:
+            grid: the number q of steps of the data, whose inputs are multiples of 1/q; None: any inputs.
+        """
+        del grid
+        return None
 
     def check_shape(self, shape: tuple[int, ...]) -> None:  # noqa: B027 (most laws take any shape)
         """Raise ``ValueError`` if the law is not defined for inputs of this shape."""
@@ -129,6 +139,10 @@ class AdditiveNoise(Noise):
     """
 
     symmetric = True
+
+    def on_lattice(self, grid: int | None) -> LatticeNoise | None:
+        """Return the law with each coordinate rounded to the lattice; laws with exact tables give their own."""
+        return rounded_to_lattice(self.sigma, grid, self.draw_)
 
     def apply(self, x: Tensor, variates: Tensor, out: Tensor) -> None:
         """Write ``x + variates`` into ``out``; the sum is formed in float32."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_rs.checks import check_positive
 from lightning_rs.noise.base import AdditiveNoise
+from lightning_rs.noise.lattice import LatticeNoise, gaussian_on_lattice
 
 
 class GaussianNoise(AdditiveNoise):
@@ -32,6 +33,10 @@ class GaussianNoise(AdditiveNoise):
     def spec(self) -> dict[str, Any]:
         """Return the parameters."""
         return {"sigma": self.sigma}
+
+    def on_lattice(self, grid: int | None) -> LatticeNoise:
+        """Return the law rounded to the lattice of the data, with exact draws."""
+        return gaussian_on_lattice(self.sigma, grid)
 
     def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:
         """Fill ``out`` with independent N(0, sigma^2) draws."""

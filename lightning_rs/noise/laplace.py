@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_rs.checks import check_positive
 from lightning_rs.noise.base import AdditiveNoise
+from lightning_rs.noise.lattice import LatticeNoise, laplace_on_lattice
 
 
 class LaplaceNoise(AdditiveNoise):
@@ -33,6 +34,10 @@ class LaplaceNoise(AdditiveNoise):
     def spec(self) -> dict[str, Any]:
         """Return the parameter."""
         return {"scale": self.scale}
+
+    def on_lattice(self, grid: int | None) -> LatticeNoise:
+        """Return the law rounded to the lattice of the data, with exact draws."""
+        return laplace_on_lattice(self.scale, grid)
 
     def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:
         """Fill ``out`` with independent Laplace draws: with U uniform on (-1, 1), sign(U) log(1 - |U|)."""

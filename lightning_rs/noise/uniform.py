@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_rs.checks import check_positive
 from lightning_rs.noise.base import AdditiveNoise
+from lightning_rs.noise.lattice import LatticeNoise, uniform_on_lattice
 
 
 class UniformNoise(AdditiveNoise):
@@ -40,6 +41,10 @@ class UniformNoise(AdditiveNoise):
     def spec(self) -> dict[str, Any]:
         """Return the canonical parameter."""
         return {"lam": self.lam}
+
+    def on_lattice(self, grid: int | None) -> LatticeNoise:
+        """Return the law rounded to the lattice of the data, with exact draws."""
+        return uniform_on_lattice(self.lam, grid)
 
     def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:
         """Fill ``out`` with independent draws from U[-lam, lam]."""
