@@ -47,15 +47,16 @@ class Observation:
         segments: which rows belong to which image; rows beyond the last segment are padding.
         owner: image of each used row, shape (m,), int64, on the device.
         labels: predicted class of each used row, shape (m,), int64, on the device.
-        variates: noise variates of each used row, shape (m, d), float32, in the engine's layout. In the
-            antithetic scheme rows 2i and 2i + 1 hold w and -w.
+        variates: noise of each used row, shape (m, d), floating point, in the engine's layout; None if no evidence of
+            the pass needs it. On a lattice it is E[w | W], the mean of the real noise given the whole number that was
+            drawn: see :class:`GradientSums`. In the antithetic scheme rows 2i and 2i + 1 hold w and -w.
         margin: top-1 minus top-2 logit of each used row, or None if nobody asked for it.
     """
 
     segments: tuple[Segment, ...]
     owner: Tensor
     labels: Tensor
-    variates: Tensor
+    variates: Tensor | None
     margin: Tensor | None = None
 
 
@@ -92,6 +93,7 @@ class Evidence(ABC):
     scheme: ClassVar[Scheme]
     needs_fixed_n: ClassVar[bool] = False
     needs_margin: ClassVar[bool] = False
+    needs_variates: ClassVar[bool] = False
     per_image: ClassVar[tuple[str, ...]] = ()  # names of the tensors that have one row an image
 
     @final
@@ -246,10 +248,18 @@ class GradientSums(Evidence):
 
     In float64; the halves are split by sample index, never by outcome, so that they are independent.
     Divided by the half's size and by sigma they estimate the scaled gradient sigma * grad p.
+
+    On a lattice E[w | W] stands for w: W is the whole number that was drawn, f a function of it. That changes neither
+    the mean, E[E[w | W] f] = E[w f], nor any bound that rests on exponential moments: z' = E[w | W](f - 1/2) / sigma is
+    the conditional mean of z = w (f - 1/2) / sigma, so by Jensen's inequality E exp(l u.(z' - beta)) is at most
+    E exp(l u.(z - beta)) for every u and l. All bounds on gradients rest on these (each is Chernoff's, for sums of
+    independent u.z, given the other half where that is u). The same holds for antithetic pairs, because rounding is
+    symmetric: w (f(x + w) - f(x - w)) / 2 has the conditional mean E[w | W] (f+ - f-) / 2.
     """
 
     scheme: ClassVar[Scheme] = "iid"
     needs_fixed_n: ClassVar[bool] = True
+    needs_variates: ClassVar[bool] = True
     per_image: ClassVar[tuple[str, ...]] = ("_sums", "_top")
 
     def __init__(self, sums: Tensor, top: Tensor, boundary: int, sizes: tuple[int, int], order: Tensor | None) -> None:
@@ -282,6 +292,7 @@ class GradientSums(Evidence):
 
     def update(self, seen: Observation) -> None:
         """Add the products of one micro-batch, a matrix-vector product for each image and half."""
+        assert seen.variates is not None
         hits = seen.labels == self._top[seen.owner]
         weights = hits.double() - 0.5
         for segment in seen.segments:
@@ -337,10 +348,15 @@ class PairGradientSums(GradientSums):
 
 
 class PairProducts(Evidence):
-    """Sum over independent sample pairs (2i, 2i + 1) of (w f).(w' f'): Levine et al. 2020, Theorem 2."""
+    """Sum over independent sample pairs (2i, 2i + 1) of (w f).(w' f'): Levine et al. 2020, Theorem 2.
+
+    On a lattice E[w | W] and E[w' | W'] stand for w and w'. Because the two are independent, the product is the
+    conditional mean of (w f).(w' f'), and Theorem 2, which bounds exponential moments of it, holds by Jensen.
+    """
 
     scheme: ClassVar[Scheme] = "iid"
     needs_fixed_n: ClassVar[bool] = True
+    needs_variates: ClassVar[bool] = True
     per_image: ClassVar[tuple[str, ...]] = ("_sums", "_top")
 
     def __init__(self, sums: Tensor, top: Tensor, pairs: int) -> None:
@@ -360,6 +376,7 @@ class PairProducts(Evidence):
 
     def update(self, seen: Observation) -> None:
         """Add the products of the complete pairs of one micro-batch."""
+        assert seen.variates is not None
         for segment in seen.segments:
             stop = segment.stop - (segment.stop - segment.start) % 2
             rows = slice(segment.start, stop)

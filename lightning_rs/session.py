@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from lightning_rs.engine.streams import Purpose, fresh_seed
 from lightning_rs.evidence import EnumeratedVotes, Votes
 from lightning_rs.networks.checkpoints import state_dict_sha256
 from lightning_rs.noise.base import Domain, EnumeratedNoise, Noise, noise_to_dict
+from lightning_rs.noise.lattice import LatticeNoise
 from lightning_rs.records import Certification
 from lightning_rs.statistics.binomial import top_class_p_value
 
@@ -86,9 +88,21 @@ class Session:
         self.prepared = certifier.runtime.prepare(network, tuple(shape), where, micro_batch)
         if certifier.runtime.precision == "int8":
             self.prepared.calibrate(calibration_rows(self.prepared, network, noise))
+<<<<<<< HEAD
         self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples, certifier.n)
+=======
+        self.lattice = self._on_lattice()
+        self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples, self.lattice)
+>>>>>>> 65e4d39 (wip: lattice in session and sampler)
         self.task = Task(
-            self.sampler, self.purposes[1], certifier.certificates, noise, certifier.n, certifier.alpha, tuple(shape)
+            self.sampler,
+            self.purposes[1],
+            certifier.certificates,
+            noise,
+            certifier.n,
+            self._level(certifier.alpha, certifier.n),
+            tuple(shape),
+            None if self.lattice is None else self.lattice.lattice,
         )
 
     def describe(self) -> dict[str, Any]:
@@ -106,7 +120,40 @@ class Session:
             "num_classes": self.prepared.num_classes,
             "shape": list(self.prepared.shape),
             "runtime": self.prepared.describe(),
+            "lattice": self._describe_lattice(),
         }
+
+    @property
+    def arithmetic(self) -> str:
+        """What is exact in a statement of this session, and which images it speaks of."""
+        if self.lattice is None:
+            return self.noise.arithmetic
+        stated = self.lattice.statement(self.certifier.n, self._dim)
+        if self.lattice.lattice.grid is not None:
+            return stated
+        return f"{stated}; images are rounded to a lattice, which is taken off the radius"
+
+    @property
+    def _dim(self) -> int:
+        return int(np.prod(self.prepared.shape))
+
+    def _on_lattice(self) -> LatticeNoise | None:
+        """Return the noise in whole numbers, unless it or a certificate needs floating point."""
+        if isinstance(self.noise, EnumeratedNoise):
+            return None
+        if self.grid is None and not all(certificate.rounds for certificate in self.certifier.certificates):
+            return None
+        return self.noise.on_lattice(self.grid)
+
+    def _level(self, alpha: float, n: int) -> float:
+        """Return what is left of alpha after the error of the noise law in n samples."""
+        return alpha if self.lattice is None else self.lattice.level(alpha, n, self._dim)
+
+    def _describe_lattice(self) -> dict[str, Any] | None:
+        if self.lattice is None:
+            return None
+        spent = self.lattice.spent(self.certifier.n, self._dim)
+        return {**self.lattice.describe(), "alpha_noise": spent, "arithmetic": self.arithmetic}
 
     def certify(
         self,
@@ -155,11 +202,15 @@ class Session:
             ValueError: for bad images, alpha outside (0, 1), n < 1, or a network with NaN or infinite logits.
         """
         self._check_images(images)
-        level = float(check_alpha(alpha))
+        level = self._level(float(check_alpha(alpha)), n)
         if self.probed is None and len(images):
             self.probe(images)
         entropy = fresh_seed() if seed is None else int(seed)
+<<<<<<< HEAD
         sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n)
+=======
+        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, self.lattice)
+>>>>>>> 65e4d39 (wip: lattice in session and sampler)
         exact = isinstance(self.noise, EnumeratedNoise)
         kind: type[Votes] = EnumeratedVotes if exact else Votes
         evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
@@ -239,10 +290,20 @@ class Session:
 
     def _certify_group(self, group: Group) -> Iterator[Certification]:
         selection = self._select(group)
-        outcome = self.certifier.budget.run(self.task, group, selection)
+        outcome = self._off_radius(group, self.certifier.budget.run(self.task, group, selection))
         self.prepared.check_finite()
         for row in range(len(group.images)):
             yield self._record(group, selection, outcome, row)
+
+    def _off_radius(self, group: Group, outcome: Outcome) -> Outcome:
+        """Take the distance that images are rounded off the radii; nothing on a grid."""
+        if self.lattice is None or self.lattice.lattice.grid is not None:
+            return outcome
+        radii = {}
+        for certificate in self.certifier.certificates:
+            moved = self.lattice.lattice.rounding(group.images, certificate.norm.partition(":")[0])
+            radii[certificate.name] = outcome.radii[certificate.name].less(moved)
+        return dataclasses.replace(outcome, radii=radii)
 
     def _select(self, group: Group) -> Selection:
         needed = [c for c in self.certifier.certificates if not c.exact]
@@ -275,7 +336,7 @@ class Session:
             n=outcome.planned,
             n_used=int(outcome.used[row]),
             ball=first.ball,
-            grid=self.noise.grid,
+            grid=self.noise.grid if self.lattice is None else self.lattice.lattice.grid,
             top=int(selection.top[row]),
             runner_up=int(selection.runner_up[row]),
             counts=tuple(int(c) for c in outcome.counts[row]),
@@ -286,7 +347,7 @@ class Session:
             mode=self.certifier.budget.mode,
             target=self.certifier.budget.target,
             note="; ".join(notes),
-            extra={name: values[row] for name, values in outcome.extra.items()},
+            extra={"arithmetic": self.arithmetic, **{name: values[row] for name, values in outcome.extra.items()}},
         )
 
 

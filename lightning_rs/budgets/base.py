@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import Purpose, image_sha256
 from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
 from lightning_rs.noise.base import EnumeratedNoise, Noise
+from lightning_rs.noise.lattice import Lattice
 
 IntArray = NDArray[np.int64]
 Mode = Literal["fixed", "staged", "decision", "randomized"]
@@ -61,7 +63,10 @@ class Selection:
 
 @dataclass(frozen=True)
 class Task:
-    """What is certified, by which theorems, at which level, with how many samples an image."""
+    """What is certified, by which theorems, at which level, with how many samples an image.
+
+    ``alpha`` is what the noise law leaves of it; ``lattice`` is where images are rounded to, None if they are not.
+    """
 
     sampler: Sampler
     purpose: Purpose
@@ -70,6 +75,11 @@ class Task:
     n: int
     alpha: float
     shape: tuple[int, ...]
+    lattice: Lattice | None = None
+
+    def rounding(self, norm: str) -> float:
+        """Return the most that rounding can take off a radius."""
+        return 0.0 if self.lattice is None else 2.0 * self.lattice.worst(norm.partition(":")[0], math.prod(self.shape))
 
     def setting(self, selection: Selection, n: int | None = None, alpha: float | None = None) -> Setting:
         """Return what certificates may know beside the evidence."""

@@ -164,7 +164,8 @@ class DecideRadius(VoteBudget):
         """Look, let finished images leave and others enter, until all are decided or out of samples."""
         certificate = task.certificates[0]
         assert isinstance(certificate, TopVoteCertificate)
-        threshold = certificate.threshold(self.radius, task.setting(selection))
+        wanted = self.radius + task.rounding(certificate.norm)
+        threshold = certificate.threshold(wanted, task.setting(selection))
         looks = self.looks(task.n)
         total = len(group.images)
         counts = np.zeros((total, task.sampler.prepared.num_classes), dtype=np.int64)

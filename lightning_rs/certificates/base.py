@@ -6,7 +6,7 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, TypeVar, final
 
@@ -70,6 +70,17 @@ class Radii:
     bounds: Mapping[str, FloatArray] = field(default_factory=dict)
     notes: Mapping[int, str] = field(default_factory=dict)
 
+    def less(self, distance: FloatArray) -> Radii:
+        """Return the radii after ``distance``, shape (B,), is taken off each; where nothing is left it abstains.
+
+        The distance is listed among the bounds as "rounding".
+        """
+        left = np.nextafter(self.radius - distance, -np.inf)
+        radius = np.where((self.radius > 0) & (left > 0), left, 0.0)
+        lost = (self.radius > 0) & (radius == 0)
+        prediction = np.where(lost, ABSTAIN, self.prediction)
+        return replace(self, prediction=prediction, radius=radius, bounds={**self.bounds, "rounding": distance})
+
 
 class Certificate(ABC):
     """A theorem made executable: from the evidence of one sampling pass to a radius for each image.
@@ -88,6 +99,8 @@ class Certificate(ABC):
             it is not part of alpha, and a statement about a set of images takes it off its own budget.
         domain: interval that inputs must lie in for the theorem, None for R^d.
         exact: the statement has no failure probability (alpha is 0), and needs no selected class.
+        rounds: the ball stays one of its kind when both of its ends are rounded coordinate by coordinate: true unless
+            it lies in a subspace that is askew to the axes.
         votes_only: the radius is a function of the recorded counts, so records can be recomputed.
     """
 
@@ -100,6 +113,7 @@ class Certificate(ABC):
     domain: Domain = None
     exact: ClassVar[bool] = False
     votes_only: ClassVar[bool] = False
+    rounds: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -100,6 +100,7 @@ class FirstOrderSubspaceL2(SubspaceCertificate):
     """
 
     norm = "l2:subspace"
+    rounds = False
 
     def __init__(self, basis: str, with_outside: bool = True) -> None:
         self.basis = str(basis)

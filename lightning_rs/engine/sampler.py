@@ -18,11 +18,14 @@ import torch
 from torch import Tensor
 
 from lightning_rs.checks import check_at_least
+from lightning_rs.engine.noisy_rows import FloatRows, LatticeRows, NoisyRows
 from lightning_rs.engine.runtime import PreparedNetwork
-from lightning_rs.engine.streams import Purpose, Streams, chunk_size, image_name, image_sha256
+from lightning_rs.engine.streams import Purpose, Streams, image_name, image_sha256
 from lightning_rs.engine.workers import one_thread
 from lightning_rs.evidence import Evidence, Observation, Plan, Scheme, Segment
+from lightning_rs.noise._tables import Scratch
 from lightning_rs.noise.base import EnumeratedNoise, Noise
+from lightning_rs.noise.lattice import LatticeNoise
 
 
 @dataclass(frozen=True)
@@ -90,15 +93,24 @@ class _Batch:
 class _Slot:
     """Buffers and generator of one micro-batch at work; the last rows hold what is carried over."""
 
-    def __init__(self, prepared: PreparedNetwork, chunk: int) -> None:
-        self.generator = torch.Generator(device=prepared.device)
+    def __init__(self, prepared: PreparedNetwork, rows: NoisyRows, chunk: int) -> None:
+        self.generator = torch.Generator(device=rows.generator_device)
+        self.work = Scratch()
         self.inputs = prepared.buffer(prepared.micro_batch + chunk)
-        self.variates = prepared.buffer(prepared.micro_batch + chunk, torch.float32)
-        self.half = prepared.buffer(chunk // 2, torch.float32)
+        self.variates: Tensor | None = None
+        self._prepared, self._dtype, self._chunk = prepared, rows.variates, chunk
+        self.keep_variates(rows.always)
 
-    def rows(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Return some rows of the inputs and of the variates."""
-        return self.inputs[rows], self.variates[rows]
+    def keep_variates(self, kept: bool) -> None:
+        """Provide a buffer for the variates of this pass, or none."""
+        if kept and self.variates is None:
+            self.variates = self._prepared.buffer(self._prepared.micro_batch + self._chunk, self._dtype)
+        elif not kept:
+            self.variates = None
+
+    def rows(self, rows: slice) -> tuple[Tensor, ...]:
+        """Return some rows of the inputs and, where they are kept, of the variates."""
+        return (self.inputs[rows],) if self.variates is None else (self.inputs[rows], self.variates[rows])
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,7 @@ class Sampler:
         noise: the law of the noisy copies.
         classifier: fingerprint of the base classifier, part of every stream key.
         seed: the user's seed.
+        lattice: the noise in whole numbers (:meth:`Noise.on_lattice`); None combines in floating point.
         on_samples: called after every micro-batch with the number of samples evaluated; it must not
             synchronise with the device.
         planned: number of samples that the statements plan with, part of every stream key.
@@ -133,6 +146,7 @@ class Sampler:
         seed: int,
         on_samples: Callable[[int], None] | None = None,
         planned: int = 0,
+        lattice: LatticeNoise | None = None,
     ) -> None:
         noise.check_shape(prepared.shape)
         self.prepared = prepared
@@ -142,11 +156,12 @@ class Sampler:
         self.on_samples = on_samples
         self.planned = planned
         self.tolerance = 0.0  # logit margin inside which enumerated votes count as adversarial
-        dim = int(torch.Size(prepared.shape).numel())
-        self._chunk = min(chunk_size(dim, prepared.device.type), prepared.micro_batch)
+        self.lattice = lattice
+        self._rows = FloatRows(prepared, self.noise) if lattice is None else LatticeRows(prepared, lattice)
+        self._chunk = min(self._rows.chunk, prepared.micro_batch)
         # Two for each worker: it goes on while its last micro-batch waits to enter the evidence.
         count = prepared.workers.count
-        self._slots = [_Slot(prepared, self._chunk) for _ in range(2 * count if count > 1 else 1)]
+        self._slots = [_Slot(prepared, self._rows, self._chunk) for _ in range(2 * count if count > 1 else 1)]
 
     @torch.inference_mode()
     def collect(
@@ -181,7 +196,7 @@ class Sampler:
                 n with evidence that needs one, for outcomes that the noise does not have.
         """
         scheme = self._scheme(kinds)
-        flat = self.prepared.flatten(images)
+        flat = self._rows.place(images)
         counts = self._counts(n, len(flat), scheme, kinds) if outcomes is None else self._chosen(outcomes, len(flat))
         starts = [0] * len(flat) if outcomes is None else [chosen.start for chosen in outcomes]
         parts = [int(each) for each in part] if isinstance(part, Sequence) else [int(part)] * len(flat)
@@ -200,6 +215,8 @@ class Sampler:
         streams = Streams(self.seed, self.classifier, purpose, self.planned)
         names = tuple(image_name(int(i), image_sha256(x)) for i, x in zip(indices, images, strict=True))
         run = _Pass(flat, names, streams, scheme, self._measures_margin(kinds))
+        for slot in self._slots:
+            slot.keep_variates(self._rows.always or any(kind.needs_variates for kind in kinds))
         batches = _batches(_pieces(counts, starts, parts, self._chunk), self.prepared.micro_batch)
         # One thread: sums in float64 would otherwise depend on how many there are.
         with one_thread() if self.prepared.device.type == "cpu" else nullcontext():
@@ -210,13 +227,12 @@ class Sampler:
 
     def draw_rows(self, images: Tensor, purpose: Purpose = "probe") -> Tensor:
         """Return one micro-batch of noisy rows in float32, cycling through the images, for probing."""
-        flat = self.prepared.flatten(images)
+        flat = self._rows.place(images)
         rows = flat[torch.arange(self.prepared.micro_batch, device=flat.device) % len(flat)]
-        generator = Streams(self.seed, self.classifier, purpose, self.planned).seed_(self._slots[0].generator, 0, 0, 0)
-        variates = torch.empty_like(rows)
-        self.noise.draw_(variates, generator)
-        out = torch.empty_like(rows)
-        self.noise.apply(rows, variates, out)
+        slot = self._slots[0]
+        generator = Streams(self.seed, self.classifier, purpose, self.planned).seed_(slot.generator, 0, 0, 0)
+        out = self.prepared.buffer(dtype=torch.float32)
+        self._rows.fill_(rows, out, None, generator, slot.work, paired=False)
         return out
 
     def _counts(
@@ -290,7 +306,7 @@ class Sampler:
             segments=segments,
             owner=self._owner(segments, batch.filled),
             labels=labels,
-            variates=slot.variates[: batch.filled],
+            variates=None if slot.variates is None else slot.variates[: batch.filled],
             margin=margin,
         )
 
@@ -319,22 +335,14 @@ class Sampler:
                 own.copy_(carried)
 
     def _draw(self, run: _Pass, piece: _Piece, slot: _Slot, rows: slice) -> None:
-        inputs, variates = slot.rows(rows)
-        x = run.flat[piece.image]
+        inputs, x = slot.inputs[rows], run.flat[piece.image]
         if isinstance(self.noise, EnumeratedNoise):
             outcomes = torch.arange(piece.first, piece.first + piece.count, device=x.device)
             self.noise.split(x, outcomes, inputs)
             return
         generator = run.streams.seed_(slot.generator, run.names[piece.image], piece.part, piece.chunk)
-        if run.scheme == "antithetic":
-            half = slot.half[: piece.count // 2]
-            self.noise.draw_(half, generator)
-            pairs = variates.view(len(half), 2, -1)
-            pairs[:, 0] = half
-            torch.neg(half, out=pairs[:, 1])
-        else:
-            self.noise.draw_(variates, generator)
-        self.noise.apply(x, variates, inputs)
+        variates = None if slot.variates is None else slot.variates[rows]
+        self._rows.fill_(x, inputs, variates, generator, slot.work, run.scheme == "antithetic")
 
     def _owner(self, segments: Sequence[Segment], used: int) -> Tensor:
         if segments[0].image == segments[-1].image:

@@ -22,11 +22,11 @@ class Scratch:
     def __init__(self) -> None:
         self._held: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def get(self, name: str, count: int, dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised buffer, shape (count,)."""
+    def get(self, name: str, count: int, dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+        """Return an uninitialised buffer, shape (count,), on the CPU or a device that is the same in every call."""
         held = self._held.get((name, dtype))
         if held is None or len(held) < count:
-            held = self._held[name, dtype] = torch.empty(count, dtype=dtype)
+            held = self._held[name, dtype] = torch.empty(count, dtype=dtype, device=device)
         return held[:count]
 
 

@@ -173,6 +173,7 @@ class AblationNoise(Noise):
 
     domain = (0.0, 1.0)
     exchangeable = False
+    arithmetic = "pixels are kept or dropped without arithmetic, the law is exact to (H W)^2 / 2^64 a sample"
 
     def __init__(self, k: int, *, shape: Sequence[int]) -> None:
         self._pixels = _Pixels(shape)

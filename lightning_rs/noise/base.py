@@ -31,11 +31,13 @@ class Noise(ABC):
             that antithetic sampling is allowed.
         exchangeable: permuting the coordinates does not change the law. When false, the law has
             per-coordinate parameters and :meth:`arranged` must be overridden.
+        arithmetic: what a statement says of its arithmetic where the law is not drawn on a lattice.
     """
 
     domain: ClassVar[Domain] = None
     symmetric: ClassVar[bool] = False
     exchangeable: ClassVar[bool] = True
+    arithmetic: ClassVar[str] = "noise and image are combined in floating point, which the theorem does not know"
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Noise and images as integers on one lattice, so that the law at x' is the exact translate of the law at x.
 
-In floating point x + w carries x: the sums that x can give are not those that x' can give, and a network that looks for
-the difference is certified falsely. Here an image is X = x / h in whole numbers, the noise is a whole number W = round(V)
-with V the real noise in units of h, and the network sees J h, J = X + W. Because X is whole, J = round(x / h + V) exactly:
-J is a function of the real sum, "round, then answer" is an ordinary base classifier, and every certificate for the real
-law holds between all images on the lattice. Rounding J h to the network's dtype is a function of J.
+In floating point x + w carries x: the sums that x can give are not those that x' can give, and a network that looks
+for the difference is certified falsely. Here an image is X = x / h in whole numbers, the noise is a whole number
+W = round(V), V the real noise in units of h, and the network sees J h, J = X + W. Because X is whole,
+J = round(x / h + V) exactly: J is a function of the real sum, "round, then answer" is an ordinary base classifier, and
+every certificate for the real law holds between all images on the lattice. Rounding J h to the network's dtype is a
+function of J.
 
 Where data are multiples of 1/q, h = 1 / (q 2^bits). Elsewhere h = 2^-bits is so fine that rounding the images costs
-little: x is moved by ||x - X h||, any other image by at most half a step in each coordinate, and both are taken off the
-radius (the distance of two rounded images is at most the distance of the images plus both).
+little: x is moved by ||x - X h||, any other image by at most half a step in each coordinate, and both are taken off
+the radius (the distance of two rounded images is at most the distance of the images plus both).
 
 W is drawn from its exact law by integer thresholds; what the draws are off in total variation, times all coordinates of
 all samples, is taken off alpha by :meth:`LatticeNoise.level`: the one place where it is.
@@ -176,7 +177,12 @@ class LatticeNoise(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Return what decides the draws, as plain values: it binds a record file."""
-        return {"grid": self.lattice.grid, "bits": self.lattice.bits, "scale": self.lattice.scale, "table": TABLE_VERSION}
+        return {
+            "grid": self.lattice.grid,
+            "bits": self.lattice.bits,
+            "scale": self.lattice.scale,
+            "table": TABLE_VERSION,
+        }
 
     def statement(self, n: int, dim: int) -> str:
         """Return what is exact in a certificate from n samples of ``dim`` coordinates."""
@@ -209,7 +215,11 @@ class TwoTables(LatticeNoise):
     """iid coordinates, each put together from two independent whole numbers."""
 
     def __init__(
-        self, lattice: Lattice, laws: tuple[IntegerLaw, IntegerLaw], join: Callable[[Tensor, Tensor], Tensor], reach: int
+        self,
+        lattice: Lattice,
+        laws: tuple[IntegerLaw, IntegerLaw],
+        join: Callable[[Tensor, Tensor], Tensor],
+        reach: int,
     ) -> None:
         self._tables = tuple(Table(law) for law in laws)
         self._join = join
@@ -243,7 +253,7 @@ class TwoTables(LatticeNoise):
 class RoundedNoise(LatticeNoise):
     """Coordinates of a law that is drawn in floating point, each rounded to the lattice.
 
-    The law at x' is the translate of the law at x all the same; how far it is from the law of the theorem is not bounded.
+    The law at x' is the translate of the law at x all the same; how far it is from that of the theorem is not bounded.
     """
 
     exact = False
@@ -327,10 +337,10 @@ def _laplace_digits(high: Tensor, low: Tensor, shift: int) -> Tensor:
 def uniform_on_lattice(lam: float, grid: int | None) -> LatticeNoise:
     """Return the uniform law on the lattice of the data, on K whole numbers in a row, K >= 2 lam h^-1.
 
-    On a grid one step of one pixel moves the K numbers by 2^bits, so that p changes by at most 2^bits / K <=
-    (1/q) / (2 lam): exactly the Lipschitz constant of the theorem where K = 2 lam q 2^bits is whole. Where it is not, K is
-    the next whole number: the noise is a little wider, and the theorem holds for lam all the more. Noisy copies lie at
-    half steps where K is even, so that the law is symmetric: ``scale`` counts half steps.
+    On a grid one step of one pixel moves the K numbers by 2^bits, so that p changes by at most 2^bits / K, which is at
+    most (1/q) / (2 lam): exactly the Lipschitz constant of the theorem where K = 2 lam q 2^bits is whole. Where it is
+    not, K is the next whole number: the noise is a little wider, and the theorem holds for lam all the more. Noisy
+    copies lie at half steps where K is even, so that the law is symmetric: ``scale`` counts half steps.
     """
     check_positive("lam", lam)
     if grid is None:
@@ -365,8 +375,6 @@ class _UniformBits(LatticeNoise):
             means.copy_(out).div_(self.lattice.scale)
 
 
-def rounded_to_lattice(
-    sigma: float, grid: int | None, fill: Callable[[Tensor, torch.Generator], None]
-) -> LatticeNoise:
+def rounded_to_lattice(sigma: float, grid: int | None, fill: Callable[[Tensor, torch.Generator], None]) -> LatticeNoise:
     """Return a law that is drawn in floating point, float32 (m, d), rounded to the lattice of the data."""
     return RoundedNoise(_lattice(sigma, grid), fill)

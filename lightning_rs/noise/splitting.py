@@ -114,6 +114,7 @@ class SplittingNoise(Noise):
     """
 
     domain = (0.0, 1.0)
+    arithmetic = "images are only compared with the splits, whose law is exact to 2^-24 a coordinate"
 
     def __init__(self, lam: float | None = None, sigma: float | None = None) -> None:
         self.lam = half_width(lam, sigma)
