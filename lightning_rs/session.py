@@ -134,6 +134,11 @@ class Session:
         return f"{stated}; images are rounded to a lattice, which is taken off the radius"
 
     @property
+    def _spoken(self) -> dict[str, str]:
+        """What every record repeats, so that its sentence is whole."""
+        return {} if isinstance(self.noise, EnumeratedNoise) else {"arithmetic": self.arithmetic}
+
+    @property
     def _dim(self) -> int:
         return int(np.prod(self.prepared.shape))
 
@@ -347,7 +352,7 @@ class Session:
             mode=self.certifier.budget.mode,
             target=self.certifier.budget.target,
             note="; ".join(notes),
-            extra={"arithmetic": self.arithmetic, **{name: values[row] for name, values in outcome.extra.items()}},
+            extra={**self._spoken, **{name: values[row] for name, values in outcome.extra.items()}},
         )
 
 

@@ -148,7 +148,7 @@ def test_staged_records_say_how_alpha_was_shared() -> None:
         assert stages[-1] == record.n
         assert len(stages) == len(alphas)
         assert math.fsum(alphas) <= record.alpha
-        assert math.fsum(alphas) == pytest.approx(record.alpha, rel=1e-12)
+        assert math.fsum(alphas) == pytest.approx(record.alpha, rel=1e-8)  # less the error of the noise law
         assert record.n_used == stages[stage]
         tail = clopper_pearson_tail_upper(record.counts[record.top], record.n_used, alphas[stage])
         assert record.bounds["q_upper"] == tail
@@ -186,8 +186,9 @@ def test_tolerance_is_in_units_of_sigma() -> None:
 def test_all_certificates_of_a_staged_pass_share_its_bound() -> None:
     certificates = [GaussianL2(), GaussianLinf(), GaussianL1()]
     (record,) = certify(StagedSamples(first=50), [1.0], certificates=certificates)
-    assert record.radii["GaussianL1"] == record.radius > 0
-    assert record.radii["GaussianLinf"] == pytest.approx(record.radius / math.sqrt(3))
+    radius = {name: record.radii[name] + record.bounds.get(f"{name}.rounding", 0.0) for name in record.radii}
+    assert radius["GaussianL1"] == pytest.approx(record.radius + record.bounds["rounding"], rel=1e-12)
+    assert radius["GaussianLinf"] == pytest.approx(radius["GaussianL1"] / math.sqrt(3))
     assert record.bounds["GaussianLinf.q_upper"] == record.bounds["q_upper"]
 
 
@@ -281,7 +282,7 @@ def test_the_recorded_threshold_certifies_the_target(certificate: TopVoteCertifi
     threshold = record.bounds["threshold"]
     assert record.status == "decided"
     assert certificate.radius_of_tail(np.array([threshold]), setting(noise))[0] >= 0.25
-    assert certificate.radius_of_tail(np.array([threshold + 1e-6]), setting(noise))[0] < 0.25
+    assert certificate.radius_of_tail(np.array([threshold + 1e-4]), setting(noise))[0] < 0.25  # rounding is on top
 
 
 # --------------------------------------------------------------------------------------------- randomized
@@ -295,7 +296,7 @@ def test_randomized_bounds_store_their_draw() -> None:
     for record in records:
         hits = record.counts[record.top]
         tail = max(float(randomized_clopper_pearson_tail(hits, 2000, 0.01, record.extra["u"])), 1e-9)
-        assert record.bounds["q_upper"] == tail
+        assert record.bounds["q_upper"] == pytest.approx(tail, rel=1e-8)
     fixed = certify(FixedSamples(), SCORES)
     assert [r.counts for r in fixed] == [r.counts for r in records]  # the same votes, another bound
     assert all(r.radius >= f.radius for r, f in zip(records, fixed, strict=True))
@@ -315,8 +316,9 @@ def test_draws_are_uniform_and_belong_to_seed_and_index() -> None:
 def test_the_radius_of_a_tail_of_zero_is_capped() -> None:
     records = certify(RandomizedBound(tail_floor=1e-6), [20.0] * 300, n0=1, n=5, alpha=0.5)
     cap = GaussianL2().from_tail(np.array([1e-6]), setting(GaussianNoise(SIGMA))).radius[0]
-    assert max(record.radius for record in records) == cap
-    assert sum(record.radius == cap for record in records) > 100  # U < alpha
+    largest = max(record.radius for record in records)
+    assert largest + records[0].bounds["rounding"] == pytest.approx(cap, rel=1e-12)
+    assert sum(record.radius == largest for record in records) > 100  # U < alpha
 
 
 # ------------------------------------------------------------------------------------------------ refusals
@@ -368,7 +370,7 @@ def test_the_stages_of_the_budget_are_those_of_the_rule() -> None:
     (record,) = certify(budget, [1.0], n=10_000)
     rule = StagedClopperPearson.geometric(10_000, 0.01, 100, math.sqrt(10))
     assert tuple(record.extra["stages"]) == rule.sizes == (100, 316, 1000, 3162, 10_000)
-    assert tuple(record.extra["alphas"]) == rule.alphas
+    assert record.extra["alphas"] == pytest.approx(rule.alphas, rel=1e-8)
 
 
 def test_groups_take_rows() -> None:

@@ -77,8 +77,9 @@ class TestRecords:
             if expected > 0.5:
                 assert record.status == "certified"
                 assert record.prediction == record.top
-                assert record.radius == pytest.approx(NOISE.sigma * scipy.stats.norm.ppf(expected), rel=1e-9)
-                assert record.radius <= NOISE.sigma * scipy.stats.norm.ppf(expected) * (1 + 1e-12)
+                radius = NOISE.sigma * scipy.stats.norm.ppf(expected) - record.bounds["rounding"]
+                assert record.radius == pytest.approx(radius, rel=1e-8)  # alpha less the error of the noise law
+                assert record.radius <= radius * (1 + 1e-12)
             else:
                 assert (record.status, record.prediction, record.radius) == ("abstain", -1, 0.0)
         assert {record.status for record in records} == {"certified", "abstain"}
@@ -348,7 +349,7 @@ class TestEdges:
         network = HalfSpace(torch.ones(72), offset=-1e6)
         record = run({"n": 1000}, network=network)[0]
         assert record.counts == (0, 1000)
-        expected = -NOISE.sigma * scipy.stats.norm.ppf(-math.expm1(math.log(0.01) / 1000))
+        expected = -NOISE.sigma * scipy.stats.norm.ppf(-math.expm1(math.log(0.01) / 1000)) - record.bounds["rounding"]
         assert record.radius == pytest.approx(expected, rel=1e-9)
         assert record.radius <= expected * (1 + 1e-12)
 
@@ -366,8 +367,10 @@ class TestEdges:
         arguments = {"n": 400_000, "alpha": 0.001, "runtime": Runtime(micro_batch=1024)}
         record = run(arguments, network=HalfSpace(torch.ones(2), offset=-1e6), images=torch.zeros(1, 2))[0]
         tail = -math.expm1(math.log(0.001) / 400_000)
-        assert record.bounds["q_upper"] == pytest.approx(tail, rel=1e-9)
-        assert record.radius == pytest.approx(-NOISE.sigma * scipy.stats.norm.ppf(tail), rel=1e-9)
+        # Of alpha = .001 the noise law's own error takes 1e-9.
+        assert record.bounds["q_upper"] == pytest.approx(tail, rel=1e-6)
+        radius = -NOISE.sigma * scipy.stats.norm.ppf(tail) - record.bounds["rounding"]
+        assert record.radius == pytest.approx(radius, rel=1e-6)
 
 
 class Constant(nn.Module):
@@ -465,7 +468,8 @@ class TestPredict:
         p_value = float(found.p_value[0])
         assert 1e-9 < p_value < 0.999
         assert found.prediction[0] >= 0
-        assert session.predict(x, n=200, alpha=p_value, seed=3).prediction[0] >= 0  # at most alpha
+        # At most alpha; the noise law's own error takes a little of it.
+        assert session.predict(x, n=200, alpha=p_value + 1e-9, seed=3).prediction[0] >= 0
         assert session.predict(x, n=200, alpha=p_value * 0.999, seed=3).prediction[0] == -1
 
     @pytest.mark.parametrize(
@@ -603,7 +607,7 @@ class TestDeterministicSplitting:
         network = ByPosition(HalfSpace(torch.ones(72), offset=36.0), 0.05)
         session = certifier(certificates=[UniformL1()]).session(network, UniformNoise(0.5), SHAPE)
         for record in session.certify(grid_images()):
-            assert record.extra == {}
+            assert "doubtful" not in record.extra
 
     def test_votes_of_sampled_certificates_cannot_share_the_pass(self) -> None:
         with pytest.raises(ValueError, match="iid: GaussianL2; enumerated: DeterministicSplittingL1"):

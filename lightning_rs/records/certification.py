@@ -203,7 +203,8 @@ class Certification:
         """Return the whole statement as a sentence; radii are rounded down."""
         label = "" if self.label is None else f" (label {self.label})"
         tail = f" [{self.note}]" if self.note else ""
-        return f"image {self.index}{label}: {self._statement()} ({self.certificate}, n = {self.n_used}){tail}"
+        exact = f"; {self.extra['arithmetic']}" if self.extra.get("arithmetic") else ""
+        return f"image {self.index}{label}: {self._statement()} ({self.certificate}, n = {self.n_used}{exact}){tail}"
 
     def _statement(self) -> str:
         level = f"alpha = {self.alpha!r}"

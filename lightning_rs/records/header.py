@@ -70,6 +70,12 @@ class Header:
         return None if subset is None else unpack_indices(subset)
 
     @property
+    def alpha_noise(self) -> float:
+        """The part of alpha that the noise law's own error takes: statistics have alpha less this."""
+        lattice = self.binding.get("lattice") or {}
+        return float(lattice.get("alpha_noise", 0.0))
+
+    @property
     def imported(self) -> bool:
         """Whether the file was imported: no raw counts, radii as somebody printed them."""
         return bool(self.binding.get("imported", False))

@@ -33,7 +33,7 @@ def recompute(run: Run, alpha: float) -> Run:
     records = run.records
     setting = Setting(
         noise=noise_from_dict(run.header.binding["noise"]),
-        alpha=float(alpha),
+        alpha=float(check_alpha(alpha - run.header.alpha_noise)),
         n=records[0].n,
         top=np.array([record.top for record in records], dtype=np.int64),
         runner_up=np.array([record.runner_up for record in records], dtype=np.int64),
@@ -41,6 +41,11 @@ def recompute(run: Run, alpha: float) -> Run:
     )
     counts = np.array([record.counts for record in records], dtype=np.int64)
     radii = certificate.certify({Votes: Votes.of(counts)}, setting)
+    # Where images were rounded to a lattice, the same distance as before comes off.
+    own = f"{run.certificate}.rounding"
+    rounding = [record.bounds.get(own, record.bounds.get("rounding", 0.0)) for record in records]
+    if any(rounding):
+        radii = radii.less(np.array(rounding))
     changed = [
         replace(
             record,
