@@ -27,6 +27,7 @@ from lightning_rs.certificates.splitting import splitting_votes_l1_radius
 from lightning_rs.certificates.topk import label_set_l2_radius, topk_l2_radius
 from lightning_rs.certificates.uniform import uniform_l1_radius, uniform_linf_radius
 from lightning_rs.certificates.values import gaussian_value_lower
+from lightning_rs.noise._integer_laws import integer_gaussian_pmf
 from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.noise.splitting import splitting_noise
 from lightning_rs.numerics.projections import project_l1_box
@@ -61,6 +62,7 @@ __all__ = [
     "gaussian_discrepancy",
     "gaussian_l2_radius",
     "gaussian_value_lower",
+    "integer_gaussian_pmf",
     "label_set_l2_radius",
     "laplace_l1_radius",
     "lecuyer_l2_radius",

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 from mpmath import mp
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.special import log_ndtr, ndtr
 
-from lightning_rs.checks import FloatArray
+from lightning_rs.checks import FloatArray, as_float64, check_nonnegative, check_positive
 
 TABLE_VERSION = 1
 """Changes whenever the same parameters would give other draws: part of what binds a record file."""
@@ -134,11 +134,48 @@ def _gaussian_tails(scale: Fraction, last: int) -> list[int]:
 
 def rounded_gaussian_means(w: NDArray[np.int64], scale: float) -> FloatArray:
     """Return M E[Z | round(M Z) = w] for w >= 0, in lattice steps: M (phi(a) - phi(b)) / (Phi(b) - Phi(a))."""
-    a, b = (w - 0.5) / scale, (w + 0.5) / scale
-    # phi(a) - phi(b) = phi(a) (1 - e^(-(b-a)(a+b)/2)), and likewise Phi(-a) - Phi(-b): no cancellation.
-    mass = np.where(a < 1.0, ndtr(b) - ndtr(a), -np.exp(log_ndtr(-a)) * np.expm1(log_ndtr(-b) - log_ndtr(-a)))
+    cell = w.astype(np.float64)
+    a, b = (cell - 0.5) / scale, (cell + 0.5) / scale
+    mass = _cell_mass(a, b)
+    # phi(a) - phi(b) = phi(a) (1 - e^(-(b-a)(a+b)/2)): no cancellation.
     slope = -np.exp(-0.5 * a * a) * np.expm1(-0.5 * (b - a) * (b + a)) / np.sqrt(2 * np.pi)
     return np.asarray(np.where(w == 0, 0.0, scale * slope / mass), dtype=np.float64)
+
+
+def _cell_mass(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return Phi(b) - Phi(a) for -1 <= a < b, with the digits that tails close to each other would lose."""
+    far = -np.exp(log_ndtr(-a)) * np.expm1(log_ndtr(-b) - log_ndtr(-a))
+    return np.asarray(np.where(a < 1.0, ndtr(b) - ndtr(a), far), dtype=np.float64)
+
+
+def integer_gaussian_pmf(w: ArrayLike, sigma: ArrayLike, q: ArrayLike, bits: ArrayLike) -> FloatArray:
+    """Probability of whole-number noise: P(W = w) = Phi((w + 1/2) / M) - Phi((w - 1/2) / M), M = q 2^bits sigma.
+
+    W = round(M Z) with Z ~ N(0, 1) is N(0, sigma^2) noise on the lattice of step 1 / (q 2^bits).
+
+    Args:
+        w: whole numbers.
+        sigma: standard deviation in input units.
+        q: number of grid steps of the data in [0, 1].
+        bits: number of fraction bits of a lattice step, >= 0.
+
+    Returns:
+        Probabilities, broadcast over the arguments.
+
+    Raises:
+        ValueError: for w or bits that are not whole, sigma or q <= 0, or bits < 0.
+
+    Example:
+        >>> print(f"{integer_gaussian_pmf(0, sigma=0.25, q=255, bits=0):.6f}")
+        0.006258
+    """
+    whole = np.abs(as_float64("w", w))
+    power = check_nonnegative("bits", bits)
+    for name, given, values in (("w", w, whole), ("bits", bits, power)):
+        if (values != np.round(values)).any():
+            raise ValueError(f"{name} must be whole, got {given!r}")
+    scale = check_positive("q", q) * check_positive("sigma", sigma) * 2.0**power
+    return _cell_mass((whole - 0.5) / scale, (whole + 0.5) / scale)[()]
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_rs.class_paths import from_dict, to_dict
-from lightning_rs.noise.lattice import LatticeNoise, rounded_to_lattice
+from lightning_rs.noise.lattice import LatticeNoise
+from lightning_rs.noise.lattice_laws import rounded_to_lattice
 
 Domain = tuple[float, float] | None
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_rs.checks import check_positive
 from lightning_rs.noise.base import AdditiveNoise
-from lightning_rs.noise.lattice import LatticeNoise, gaussian_on_lattice
+from lightning_rs.noise.lattice import LatticeNoise
+from lightning_rs.noise.lattice_laws import gaussian_on_lattice
 
 
 class GaussianNoise(AdditiveNoise):

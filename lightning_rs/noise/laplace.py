@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lightning_rs.checks import check_positive
 from lightning_rs.noise.base import AdditiveNoise
-from lightning_rs.noise.lattice import LatticeNoise, laplace_on_lattice
+from lightning_rs.noise.lattice import LatticeNoise
+from lightning_rs.noise.lattice_laws import laplace_on_lattice
 
 
 class LaplaceNoise(AdditiveNoise):
