@@ -95,11 +95,12 @@ def engine(sampler: Sampler, images: Tensor) -> Callable[[int], int]:
 def measure(name: str, shape: tuple[int, int, int], runtimes: Sequence[Runtime], args: Any) -> list[Row]:
     """Measure one network under each runtime, beside one reference loop."""
     network = network_of(name, shape).to(args.device)
-    image = torch.rand(1, *shape)
+    image = torch.randint(0, 256, (1, *shape)) / 255
+    lattice = GaussianNoise(SIGMA).on_lattice(255)
     rows = []
     for runtime in runtimes:
         prepared = runtime.prepare(network, shape, args.device)
-        sampler = Sampler(prepared, GaussianNoise(SIGMA), "benchmark", 0)
+        sampler = Sampler(prepared, GaussianNoise(SIGMA), "benchmark", 0, lattice=lattice)
         works = {
             "reference": reference_loop(network, image.to(args.device), prepared.num_classes, args.reference_batch),
             "forward": forward_only(prepared),
@@ -116,7 +117,8 @@ def measure(name: str, shape: tuple[int, int, int], runtimes: Sequence[Runtime],
 def where_time_goes(name: str, network: nn.Module, runtime: Runtime, image: Tensor, device: str) -> None:
     """Print the operations that take most of the engine's time, on one thread: the profiler sees no other."""
     prepared = runtime.prepare(network, tuple(image.shape[1:]), device)
-    work = engine(Sampler(prepared, GaussianNoise(SIGMA), "benchmark", 0), image)
+    law = GaussianNoise(SIGMA)
+    work = engine(Sampler(prepared, law, "benchmark", 0, lattice=law.on_lattice(255)), image)
     samples = 8 * prepared.micro_batch
     kinds = [ProfilerActivity.CUDA] if prepared.device.type == "cuda" else []
     with one_thread():

@@ -120,7 +120,7 @@ def test_nobody_finds_the_image_in_the_sum(noise: Noise, seeds: int) -> None:
 @pytest.mark.parametrize("noise", LAWS, ids=repr)
 def test_in_floating_point_it_is_found(noise: Noise, monkeypatch: pytest.MonkeyPatch) -> None:
     without_lattice(monkeypatch)
-    assert differences(noise, 1) > 0.5
+    assert differences(noise, 1) > 0.3  # the other test allows .2
 
 
 @pytest.mark.parametrize("seeds", [1, pytest.param(20, marks=pytest.mark.slow)])
