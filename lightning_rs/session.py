@@ -88,12 +88,10 @@ class Session:
         self.prepared = certifier.runtime.prepare(network, tuple(shape), where, micro_batch)
         if certifier.runtime.precision == "int8":
             self.prepared.calibrate(calibration_rows(self.prepared, network, noise))
-<<<<<<< HEAD
-        self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples, certifier.n)
-=======
         self.lattice = self._on_lattice()
-        self.sampler = Sampler(self.prepared, noise, self.classifier, certifier.seed, on_samples, self.lattice)
->>>>>>> 65e4d39 (wip: lattice in session and sampler)
+        self.sampler = Sampler(
+            self.prepared, noise, self.classifier, certifier.seed, on_samples, certifier.n, self.lattice
+        )
         self.task = Task(
             self.sampler,
             self.purposes[1],
@@ -211,11 +209,7 @@ class Session:
         if self.probed is None and len(images):
             self.probe(images)
         entropy = fresh_seed() if seed is None else int(seed)
-<<<<<<< HEAD
-        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n)
-=======
-        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, self.lattice)
->>>>>>> 65e4d39 (wip: lattice in session and sampler)
+        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n, self.lattice)
         exact = isinstance(self.noise, EnumeratedNoise)
         kind: type[Votes] = EnumeratedVotes if exact else Votes
         evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
