@@ -43,7 +43,7 @@ def test_it_agrees_with_the_certifier_without_lightning(tmp_path: Path) -> None:
     records = trainer(tmp_path).certify(model, data, certifier(n=300))
     data.setup("test")
     batch = data.certification_subset().__getitems__(range(4))
-    plain = certifier(n=300).certify(model.network, model.noise, batch.image, batch.label, batch.own)
+    plain = certifier(n=300).certify(model.network, model.noise, batch.image, batch.label, batch.own, grid=data.grid)
     assert records == plain
 
 

@@ -143,9 +143,24 @@ class AdditiveNoise(Noise):
 
     symmetric = True
 
+    @final
     def on_lattice(self, grid: int | None) -> LatticeNoise | None:
-        """Return the law with each coordinate rounded to the lattice; laws with exact tables give their own."""
+        """Return the law on the lattice: exact where the class has tables for it, else its draws, rounded.
+
+        A subclass that draws in its own way does not inherit the tables; one that does not add has no lattice.
+        """
+        if type(self).apply is not AdditiveNoise.apply:
+            return None
+        if self._owner("draw_") is self._owner("exact_on_lattice"):
+            return self.exact_on_lattice(grid)
         return rounded_to_lattice(self.sigma, grid, self.draw_)
+
+    def exact_on_lattice(self, grid: int | None) -> LatticeNoise:
+        """Return the law in whole numbers, exact to a stated total variation; beside the ``draw_`` it stands for."""
+        raise NotImplementedError(f"{type(self).__name__} has no tables for {grid}")
+
+    def _owner(self, name: str) -> type:
+        return next(cls for cls in type(self).__mro__ if name in vars(cls))
 
     def apply(self, x: Tensor, variates: Tensor, out: Tensor) -> None:
         """Write ``x + variates`` into ``out``; the sum is formed in float32."""

@@ -35,7 +35,7 @@ class GaussianNoise(AdditiveNoise):
         """Return the parameters."""
         return {"sigma": self.sigma}
 
-    def on_lattice(self, grid: int | None) -> LatticeNoise:
+    def exact_on_lattice(self, grid: int | None) -> LatticeNoise:
         """Return the law rounded to the lattice of the data, with exact draws."""
         return gaussian_on_lattice(self.sigma, grid)
 

@@ -36,7 +36,7 @@ class LaplaceNoise(AdditiveNoise):
         """Return the parameter."""
         return {"scale": self.scale}
 
-    def on_lattice(self, grid: int | None) -> LatticeNoise:
+    def exact_on_lattice(self, grid: int | None) -> LatticeNoise:
         """Return the law rounded to the lattice of the data, with exact draws."""
         return laplace_on_lattice(self.scale, grid)
 

@@ -43,7 +43,7 @@ class UniformNoise(AdditiveNoise):
         """Return the canonical parameter."""
         return {"lam": self.lam}
 
-    def on_lattice(self, grid: int | None) -> LatticeNoise:
+    def exact_on_lattice(self, grid: int | None) -> LatticeNoise:
         """Return the law rounded to the lattice of the data, with exact draws."""
         return uniform_on_lattice(self.lam, grid)
 

@@ -51,7 +51,8 @@ def test_metrics_are_those_of_the_records(tmp_path: Path) -> None:
     run.fit(model, datamodule=data)
     subset = data.epoch_end_subset(12)
     batch = subset.__getitems__(range(12))
-    session = callback.certifier.session(model.network, model.noise, model.shape, stage="epoch-end")  # type: ignore[union-attr]
+    certifier = callback.certifier
+    session = certifier.session(model.network, model.noise, model.shape, grid=data.grid, stage="epoch-end")  # type: ignore[union-attr]
     records = list(session.certify(batch.image, batch.label, batch.own))
     right = [record.radius if record.prediction == record.label else None for record in records]
     assert run.callback_metrics["certify/ACR"] == pytest.approx(sum(r or 0.0 for r in right) / 12, rel=1e-6)

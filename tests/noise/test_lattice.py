@@ -262,6 +262,26 @@ def test_rounding_covers_the_image_and_any_other(noise: Noise, norm: str) -> Non
     assert float((lattice.place(x.float()) % lattice.lattice.stride).abs().max()) == 0
 
 
+class Quiet(GaussianNoise):
+    """Draws half of what it says."""
+
+    def draw_(self, out: torch.Tensor, generator: torch.Generator | None = None) -> None:
+        out.normal_(0.0, self.sigma / 2, generator=generator)
+
+
+class Twice(GaussianNoise):
+    """Does not add."""
+
+    def apply(self, x: torch.Tensor, variates: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(2 * x + variates)
+
+
+def test_a_subclass_that_draws_in_its_own_way_does_not_inherit_the_tables() -> None:
+    noise = Quiet(0.5).on_lattice(255)
+    assert float(draw(noise, 100, 100).double().std()) / 255 == pytest.approx(0.25, rel=0.05)
+    assert Twice(0.5).on_lattice(255) is None
+
+
 def test_images_on_a_grid_lose_nothing() -> None:
     lattice = GaussianNoise(0.25).on_lattice(255).lattice
     x = torch.arange(256).float()[:, None] / 255
