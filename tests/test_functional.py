@@ -24,6 +24,7 @@ from tests.oracles import oracle_cases
 SIGNATURES = {
     "attack_allowed": "images alpha rho beta",
     "gaussian_value_lower": "q_upper r",
+    "integer_gaussian_pmf": "w sigma q bits",
     "project_l1_box": "z x eps",
     "clopper_pearson_lower": "count n alpha",
     "clopper_pearson_upper": "count n alpha",
