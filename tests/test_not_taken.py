@@ -46,16 +46,14 @@ def test_the_largest_of_several_radii_at_the_whole_alpha_fails_too_often() -> No
 
 
 def test_goodman_intervals_fail_far_above_alpha_for_rare_classes() -> None:
-    """The upper ends, one-sided at alpha / C as the multi-scale code uses them; exact probability for one rare class."""
+    """At alpha / C for one of C classes, as the multi-scale code uses them; exact probability of failure."""
     n, alpha, classes = 100, 0.001, 10
     quantile = chi2.ppf(1 - alpha / classes, 1)
     counts = np.arange(n + 1)
     centre = quantile + 2 * counts
     upper = (centre + np.sqrt(quantile * (quantile + 4 * counts * (n - counts) / n))) / (2 * (n + quantile))
     lower = (centre - np.sqrt(quantile * (quantile + 4 * counts * (n - counts) / n))) / (2 * (n + quantile))
-    worst = max(
-        float(binom.pmf(counts, n, p)[(upper < p) | (lower > p)].sum()) for p in np.geomspace(1e-4, 0.5, 400)
-    )
+    worst = max(float(binom.pmf(counts, n, p)[(upper < p) | (lower > p)].sum()) for p in np.geomspace(1e-4, 0.5, 400))
     assert worst > 20 * alpha / classes
 
 

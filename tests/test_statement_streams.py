@@ -41,7 +41,10 @@ def votes(records: list[Certification]) -> list[tuple[int, ...]]:
     return [record.counts for record in records]
 
 
-@pytest.mark.parametrize("budget", [FixedSamples(), StagedSamples(), RandomizedBound(), DecideRadius(0.1)], ids=lambda b: type(b).__name__)
+BUDGETS = [FixedSamples(), StagedSamples(), RandomizedBound(), DecideRadius(0.1)]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=[type(budget).__name__ for budget in BUDGETS])
 def test_two_calls_without_indices_give_different_images_different_noise(budget: Budget) -> None:
     first, again, other = run(images(0.0), budget), run(images(0.0), budget), run(images(0.5), budget)
     assert [record.to_json() for record in first] == [record.to_json() for record in again]
