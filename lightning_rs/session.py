@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from lightning_rs.engine.runtime import Probe
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import Purpose, fresh_seed
 from lightning_rs.evidence import EnumeratedVotes, Votes
+from lightning_rs.networks.behaviour import behaviour
 from lightning_rs.networks.checkpoints import state_dict_sha256
 from lightning_rs.noise.base import Domain, EnumeratedNoise, Noise, noise_to_dict
 from lightning_rs.noise.lattice import LatticeNoise
@@ -115,6 +117,7 @@ class Session:
             "stage": self.stage,
             "noise": noise_to_dict(self.noise),
             "classifier": self.classifier,
+            "function": self.function,
             "num_classes": self.prepared.num_classes,
             "shape": list(self.prepared.shape),
             "runtime": self.prepared.describe(),
@@ -157,6 +160,13 @@ class Session:
             return None
         spent = self.lattice.spent(self.certifier.n, self._dim)
         return {**self.lattice.describe(), "alpha_noise": spent, "arithmetic": self.arithmetic}
+
+    @cached_property
+    def function(self) -> dict[str, Any]:
+        """What binds the function beyond its weights: its class, and its rounded logits on fixed inputs."""
+        kind = type(self._network)
+        logits = behaviour(self._network, self.prepared.shape)
+        return {"class": f"{kind.__module__}.{kind.__qualname__}", "logits": logits}
 
     def certify(
         self,

@@ -30,7 +30,7 @@ class LargestRadius(Certificate):
             descriptions, as record headers hold them.
 
     Raises:
-        ValueError: if they differ in norm, ball or sampling scheme, or share no noise.
+        ValueError: if they differ in norm, ball, domain or sampling scheme, or share no noise.
     """
 
     def __init__(self, certificates: Sequence[Certificate]) -> None:
@@ -49,6 +49,11 @@ class LargestRadius(Certificate):
         if not self.noises:
             raise ValueError(f"certificates must share a noise, got {list(self.certificates)}")
         self.norm = self.certificates[0].norm
+        self.ball = self.certificates[0].ball
+        domains = {each.domain for each in self.certificates if each.domain is not None}
+        if len(domains) > 1:
+            raise ValueError(f"certificates must share one domain, got {', '.join(map(str, sorted(domains)))}")
+        self.domain = next(iter(domains), None)
 
     def spec(self) -> dict[str, Any]:
         """Return the certificates as plain values."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Mapping
 
@@ -17,6 +18,8 @@ from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.numerics.gaussian import profile
 from lightning_rs.numerics.regions import check_region, qualified, region_mask
 from lightning_rs.statistics.gradient import ALPHA_SHARES, Interval
+
+_HASHED = "sha256:"
 
 
 class SubspaceCertificate(Certificate):
@@ -92,31 +95,47 @@ class FirstOrderSubspaceL2(SubspaceCertificate):
     """An l2 radius for perturbations in the span of given orthonormal vectors.
 
     Args:
-        basis: path of a ``.npy`` file with the vectors as rows, (k, d), coordinates in C, H, W order.
+        basis: path of a ``.npy`` file with the vectors as rows, (k, d), coordinates in C, H, W order. Records name its
+            content, not its path, and so does the norm: "l2:subspace-" and the first digits of the hash. Built from
+            such a name ("sha256:..."), the certificate can be compared and reported, not applied.
         with_outside: use the lower bound of the gradient outside the span.
 
     Raises:
         ValueError: if the file holds no orthonormal rows (to 1e-9), or, when certifying, rows of another length.
     """
 
-    norm = "l2:subspace"
     rounds = False
 
     def __init__(self, basis: str, with_outside: bool = True) -> None:
-        self.basis = str(basis)
+        named = str(basis).startswith(_HASHED)
+        self._path = str(basis)
+        self._rows = None if named else _orthonormal(self._path)
+        self.basis = self._path if self._rows is None else _named(self._rows)
         self.with_outside = with_outside
-        self._rows = _orthonormal(self.basis)
+        self.norm = f"l2:subspace-{self.basis.removeprefix(_HASHED)[:8]}"
+
+    @property
+    def name(self) -> str:
+        """The class, and the subspace: several can be listed in one run."""
+        return qualified(type(self).__name__, self.norm.rpartition("-")[2])
 
     def split_bounds(
         self, means: GradientMeans, setting: Setting, alpha_inside: float, alpha_outside: float
     ) -> tuple[Interval, Interval]:
         """Project onto the span, and subtract the projection."""
+        if self._rows is None:
+            raise ValueError(f"basis must be a file to certify with, got only the name of its content, {self.basis}")
         if self._rows.shape[1] != setting.dim:
-            raise ValueError(f"basis must have rows of length {setting.dim}, got {self._rows.shape[1]} in {self.basis}")
+            raise ValueError(f"basis must have rows of length {setting.dim}, got {self._rows.shape[1]} in {self._path}")
         first, second = _each_times(means.first, self._rows.T), _each_times(means.second, self._rows.T)
         inside = l2_bounds(first, second, means.sizes, alpha_inside)
         rest = (means.first - _each_times(first, self._rows), means.second - _each_times(second, self._rows))
         return inside, l2_bounds(*rest, means.sizes, alpha_outside)
+
+
+def _named(rows: FloatArray) -> str:
+    """Return the name of a subspace's basis: the SHA-256 of its shape and numbers."""
+    return _HASHED + hashlib.sha256(repr(rows.shape).encode() + rows.tobytes()).hexdigest()
 
 
 def _each_times(rows: FloatArray, matrix: FloatArray) -> FloatArray:
@@ -125,7 +144,7 @@ def _each_times(rows: FloatArray, matrix: FloatArray) -> FloatArray:
 
 
 def _orthonormal(path: str) -> FloatArray:
-    rows: NDArray[np.float64] = np.asarray(np.load(path), dtype=np.float64)
+    rows: NDArray[np.float64] = np.ascontiguousarray(np.load(path), dtype=np.float64)
     if rows.ndim != 2 or not np.allclose(rows @ rows.T, np.eye(len(rows)), rtol=0, atol=1e-9):
         raise ValueError(f"basis must hold orthonormal rows, got an array of shape {rows.shape} in {path}")
     return rows

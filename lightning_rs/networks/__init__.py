@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from lightning_rs.networks.build import available_networks, build_network
-from lightning_rs.networks.checkpoints import CheckpointInfo, load_checkpoint, load_cohen_checkpoint, state_dict_sha256
+from lightning_rs.networks.checkpoints import (
+    CheckpointInfo,
+    load_checkpoint,
+    load_cohen_checkpoint,
+    state_dict_sha256,
+    weights_sha256,
+)
 from lightning_rs.networks.cifar_resnet import CifarResNet
 from lightning_rs.networks.denoise import (
     DenoisedNetwork,
@@ -45,4 +51,5 @@ __all__ = [
     "load_checkpoint",
     "load_cohen_checkpoint",
     "state_dict_sha256",
+    "weights_sha256",
 ]

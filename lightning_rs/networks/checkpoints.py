@@ -210,8 +210,13 @@ def state_dict_sha256(module: nn.Module) -> str:
     Raises:
         ValueError: if the state dict holds something other than tensors.
     """
+    return weights_sha256(module.state_dict())
+
+
+def weights_sha256(weights: Mapping[str, Any]) -> str:
+    """Return :func:`state_dict_sha256` of a network with this state dict."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(weights.items()):
         if not isinstance(tensor, Tensor):
             raise ValueError(f"state_dict must hold tensors only, got {type(tensor).__name__} for {name!r}")
         header = repr((name, str(tensor.dtype), tuple(tensor.shape)))

@@ -21,6 +21,8 @@ FORMAT = "lightning_rs records"
 VERSION = 1
 _PACKAGES = ("lightning_rs", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
 _WARNS = ("versions", "git")
+_LOGIT_TOLERANCE = 2e-3
+_BEHAVIOUR = "function.logits: the network answers otherwise on fixed inputs, so it is another function"
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,13 @@ class Header:
         return not shared and bool(self.binding.get("independent", not self.imported))
 
     def difference(self, other: Header) -> list[str]:
-        """Return every binding field that differs, each as ``name: this value != other value``."""
-        return _difference(self.binding, other.binding)
+        """Return every binding field that differs, each as ``name: this value != other value``.
+
+        What the network answered on fixed inputs differs beyond its rounding: see :func:`same_logits`.
+        """
+        plain = _difference(*(_without_logits(head.binding) for head in (self, other)))
+        mine, others = (dict(head.binding.get("function") or {}).get("logits") for head in (self, other))
+        return plain if same_logits(mine, others) else [*plain, _BEHAVIOUR]
 
     def warnings(self, other: Header) -> list[str]:
         """Return every informative field that differs and may change results, in the same form."""
@@ -147,6 +154,26 @@ def unpack_indices(packed: Mapping[str, Any]) -> list[int]:
     if "indices" in packed:
         return [int(i) for i in packed["indices"]]
     return list(range(packed["start"], packed["stop"], packed["step"]))
+
+
+def same_logits(mine: Any, others: Any) -> bool:
+    """Return whether two networks answered alike: logits within 2 thousandths of the largest.
+
+    Twice the rounding of what is stored, hundreds of times what processors and thread counts change in single
+    precision: no tie at a rounding edge decides.
+    """
+    left, right = ([value for row in rows or [] for value in row] for rows in (mine, others))
+    if len(left) != len(right):
+        return False
+    numbers = [(float(a), float(b)) for a, b in zip(left, right, strict=True)]
+    margin = _LOGIT_TOLERANCE * max((max(abs(a), abs(b)) for a, b in numbers), default=0.0)
+    return all(a == b or abs(a - b) <= margin for a, b in numbers)
+
+
+def _without_logits(binding: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(binding.get("function"), Mapping):
+        return dict(binding)
+    return {**binding, "function": {key: value for key, value in binding["function"].items() if key != "logits"}}
 
 
 def _difference(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

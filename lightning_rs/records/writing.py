@@ -150,6 +150,7 @@ def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterab
     header = parts[0][1].header
     assert header is not None
     found: dict[int, tuple[str, Path]] = {}
+    seen: dict[int, str] = {}
     for path, part in parts:
         assert part.header is not None
         refuse_other_binding(parts[0][0], header, part.header, path)
@@ -157,7 +158,9 @@ def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterab
             raise ValueError(f"{path}: the last line is unfinished: rerun its certification before merging")
         for record, line in zip(part.records, part.lines, strict=True):
             if record.index in found:
-                raise ValueError(f"image {record.index} is in both {found[record.index][1]} and {path}")
+                other = "" if seen[record.index] == record.image else ", and another image there (its SHA-256 differs)"
+                raise ValueError(f"image {record.index} is in both {found[record.index][1]} and {path}{other}")
+            seen[record.index] = record.image
             found[record.index] = (line, path)
     expected = header.expected if expected_indices is None else list(expected_indices)
     if expected is not None:

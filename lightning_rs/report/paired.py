@@ -37,13 +37,18 @@ class Pair:
         """Match two runs by image index.
 
         Raises:
-            ValueError: if they have no image in common, or an image has two labels.
+            ValueError: if they have no image in common, or an index names two images, or an image has two labels.
         """
         known = {record.index: record for record in first.records}
         common = [(known[record.index], record) for record in second.records if record.index in known]
         if not common:
             raise ValueError(f"runs {first.name} and {second.name} must share images to be paired, they share none")
         for one, other in common:
+            if one.image and other.image and one.image != other.image:
+                raise ValueError(
+                    f"image {one.index} must be the same to be paired, but {first.path} and {second.path} recorded "
+                    "different ones (their SHA-256 differ)"
+                )
             if one.label != other.label:
                 raise ValueError(
                     f"image {one.index} must have one label to be paired, got {one.label} in {first.name} and "

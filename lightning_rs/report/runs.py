@@ -32,6 +32,7 @@ class Run:
         entry: what the header says of the certificate.
         primary: whether the records are its own, instead of listing it beside another one.
         alone: whether the file has no other certificate.
+        path: the file.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Run:
     entry: Mapping[str, Any]
     primary: bool = True
     alone: bool = True
+    path: Path = Path()
     _hits: dict[tuple[float, ...], IntArray] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
@@ -172,12 +174,12 @@ def _runs(file: Path, name: str) -> list[Run]:
         raise ValueError(f"{file}: no image is recorded yet")
     entries = {entry.get("name", entry["class"]): entry for entry in header.binding["certificates"]}
     own = records[0].certificate
-    first = Run(name, header, own, records, entries.get(own, {}))
+    first = Run(name, header, own, records, entries.get(own, {}), path=file)
     if len(records[0].radii) < 2 or records[0].mode == "decision":
         return [first]
     runs = [replace(first, name=f"{name}:{own}", alone=False)]
     for other in (label for label in records[0].radii if label != own):
-        run = Run(f"{name}:{other}", header, other, [], entries.get(other, {}), primary=False, alone=False)
+        run = Run(f"{name}:{other}", header, other, [], entries.get(other, {}), primary=False, alone=False, path=file)
         certificate = rebuild_certificate(run)
         alpha = 0.0 if certificate.exact else float(header.binding["alpha"])
         statements = [record.under(other, certificate.norm, certificate.ball, alpha) for record in records]

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.engine.streams import image_sha256
 from lightning_rs.loggers import log_certifications
+from lightning_rs.networks import weights_sha256
 from lightning_rs.records import Certification, Header
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
@@ -27,6 +30,12 @@ from lightning_rs.stages.ranks import on_rank_zero
 # Radii, in units of sigma, at which the running certified accuracy is shown.
 _SHOWN = (0.0, 0.5, 1.0, 2.0)
 _SECONDS_OF_TRIAL = 0.2
+# Images that are compared with their records at once.
+_CHECKED_AT_ONCE = 64
+# Which network it is, as the model was told.
+_ARGUMENTS = ("network", "network_args", "mean", "std")
+# Where a classifier keeps its base network.
+_PREFIX = "network."
 
 
 class CertificationStage(SmoothingStage):
@@ -61,6 +70,7 @@ class CertificationStage(SmoothingStage):
         self._files: RecordSet | None = None
         self._progress: Progress | None = None
         self._mark = time.monotonic()
+        self._source: dict[str, Any] | None = None
 
     @property
     def files(self) -> RecordSet:
@@ -87,12 +97,31 @@ class CertificationStage(SmoothingStage):
         header = self._header(indices)
         files = RecordSet(self._path(header), header, trainer.global_rank, trainer.world_size)
         done = on_rank_zero(trainer, files.resume)
+        on_rank_zero(trainer, lambda: self._check_recorded(files, indices))
         files.open()
         self._files = files
         mine = _shard_positions(len(subset), self._shard)
         missing = [p for p in mine if indices[p] not in done]
         self._announce(len(mine), missing)
         return self.loader(missing)
+
+    def _check_recorded(self, files: RecordSet, indices: list[int]) -> None:
+        """Refuse to go on with a file whose images are others than those on disk now.
+
+        Raises:
+            ValueError: naming the first image and the file.
+        """
+        recorded = {record.index: record.image for record in files.read()}
+        positions = [position for position, index in enumerate(indices) if index in recorded]
+        for start in range(0, len(positions), _CHECKED_AT_ONCE):
+            found = self.data.certification_subset().__getitems__(positions[start : start + _CHECKED_AT_ONCE])
+            for index, image in zip(found.own.tolist(), found.image, strict=True):
+                if recorded[index] != image_sha256(image):
+                    files.close()
+                    raise ValueError(
+                        f"{files.path}: image {index} of {self.data.name} is another one now than the one recorded "
+                        "there (its SHA-256 differs): restore the data, or record into another file"
+                    )
 
     def _step(self, batch: Mapping[str, Tensor]) -> list[int]:
         """Certify a batch, write each record as soon as it is there, and return the indices."""
@@ -138,10 +167,13 @@ class CertificationStage(SmoothingStage):
         session, described = self.session, self.data.describe()
         unbound = ("root", "subset", "size")
         data = {name: value for name, value in described.items() if name not in unbound}
-        header = Header.create(session.describe(), data=data, indices=indices)
+        described_session = session.describe()
+        arguments = {name: self.model.hparams[name] for name in _ARGUMENTS if name in self.model.hparams}
+        described_session["function"] = {**described_session["function"], "arguments": arguments}
+        header = Header.create(described_session, data=data, indices=indices)
         informative = {
             **header.informative,
-            "checkpoint": _checkpoint(self.pl_trainer.ckpt_path or self.model.weights_path),
+            "checkpoint": self._checkpoint(),
             "model": dict(self.model.hparams),
             "root": described.get("root"),
             "remarks": list(session.prepared.remarks),
@@ -150,6 +182,19 @@ class CertificationStage(SmoothingStage):
         }
         return Header(header.binding, informative)
 
+    def _checkpoint(self) -> dict[str, Any]:
+        """Return which file the weights that ran came from: named by its hash only if it holds them."""
+        path, began = self.pl_trainer.ckpt_path, self.model.weights_path
+        if path is None and began is not None:  # weights of any format: where the model began, not what ran
+            return {"began": str(began), **_file(Path(began))}
+        if path is None or not Path(path).is_file():
+            return {} if path is None else {"path": str(path)}
+        if self._source is None:
+            self._source = checkpoint_source(Path(path), self.session.classifier)
+            if "differs" in self._source:
+                self.say(f"note: {self._source['differs']}")
+        return self._source
+
     def _path(self, header: Header) -> Path:
         if self._records is not None:
             path = self._records
@@ -157,6 +202,8 @@ class CertificationStage(SmoothingStage):
             law, binding = self.session.noise, dict(header.binding)
             if self.certifier.runtime.micro_batch == "tune":  # what is tuned cannot name the file to resume
                 binding["runtime"] = {**binding["runtime"], "micro_batch": "tune"}
+            # Another processor may round a logit otherwise: the same run must find its file.
+            binding["function"] = {**binding["function"], "logits": None}
             digest = hashlib.sha256(to_line(binding).encode()).hexdigest()[:8]
             name = f"{self.data.name}-{type(law).__name__}-{law.sigma:g}-{digest}.jsonl"
             path = self._root / "certify" / name.lower().replace(" ", "_")
@@ -208,12 +255,39 @@ def _shard_positions(total: int, shard: tuple[int, int] | None) -> list[int]:
     return list(range(index, total, step))
 
 
-def _checkpoint(path: str | Path | None) -> dict[str, Any]:
-    """Return where the weights came from; empty if they were never on disk."""
-    if path is None or not Path(path).is_file():
-        return {} if path is None else {"path": str(path)}
+def checkpoint_source(path: Path, classifier: str) -> dict[str, Any]:
+    """Return how a record names a checkpoint file: with its hash if the network in it is the one that ran.
+
+    Averaging callbacks put other weights in place when they load or save, so that the file named may hold another
+    network than the one at work.
+
+    Args:
+        path: the file.
+        classifier: fingerprint of the network that ran.
+    """
+    held = network_sha256(path)
+    if held != classifier:
+        told = (
+            f"the weights that run are not those that {path} holds, for instance because a callback averages them; the "
+            "record names the weights by their own hash and not that file's"
+        )
+        return {"path": str(path), "holds": held, "differs": told}
+    return _file(path)
+
+
+def _file(path: Path) -> dict[str, Any]:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return {"path": str(path), "sha256": digest.hexdigest()}
+
+
+def network_sha256(path: Path) -> str | None:
+    """Return the fingerprint of the base network in a Lightning checkpoint, None if it has none that can be read."""
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+        own = {name.removeprefix(_PREFIX): value for name, value in weights.items() if name.startswith(_PREFIX)}
+        return weights_sha256(own) if own else None
+    except Exception:  # torch.load and odd contents fail in many ways; then the file is not known to hold the network
+        return None

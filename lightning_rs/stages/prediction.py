@@ -14,12 +14,15 @@ from torch.utils.data import DataLoader
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.loggers import run_directory
-from lightning_rs.noise import EnumeratedNoise
+from lightning_rs.noise import EnumeratedNoise, noise_to_dict
+from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.progress import duration
 from lightning_rs.stages.ranks import on_rank_zero
 
-_COLUMNS = ("index", "label", "prediction", "abstain", "p_value", "n", "alpha", "seed")
+_COLUMNS = (
+    "index", "label", "prediction", "abstain", "p_value", "n", "alpha", "seed", "classifier", "noise", "runtime",
+)  # fmt: skip
 
 
 class PredictionStage(SmoothingStage):
@@ -70,9 +73,15 @@ class PredictionStage(SmoothingStage):
             found.counts.sum(axis=1).tolist(),
             strict=True,
         )
-        lines = [[i, y, c, int(c < 0), p, n, certifier.alpha, found.seed] for i, y, c, p, n in rows]
+        ran = self._ran()
+        lines = [[i, y, c, int(c < 0), p, n, certifier.alpha, found.seed, *ran] for i, y, c, p, n in rows]
         self._write(self._part(self.pl_trainer.global_rank), lines, "a")
         return found.prediction.tolist()
+
+    def _ran(self) -> list[str]:
+        """Return what predicted: the network's fingerprint, the noise and the runtime, as text."""
+        session = self.session
+        return [session.classifier, to_line(noise_to_dict(session.noise)), to_line(session.prepared.describe())]
 
     def finish(self, trainer: pl.Trainer) -> str:
         """Put the ranks' files together in the order of the indices, and return the result as a line for people."""
