@@ -70,7 +70,7 @@ class TestFunction:
         four = LowResolution(net, 4)
         with RecordFile(tmp_path / "run.jsonl", head(one)):
             pass
-        with pytest.raises(ValueError, match=r"run\.jsonl was another .*function\.logits: the network answers"):
+        with pytest.raises(ValueError, match=r"run\.jsonl was made with .*function\.logits: the network answers"):
             RecordFile(tmp_path / "run.jsonl", head(four))
 
     def test_a_factor_that_changes_no_label_is_another_function(self) -> None:
