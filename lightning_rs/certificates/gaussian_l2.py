@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtr, ndtri
+from scipy.special import ndtr
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, at, read
 from lightning_rs.certificates.natural import usual_for
@@ -17,59 +17,11 @@ from lightning_rs.checks import (
     check_choice,
     check_nonnegative,
     check_positive,
-    check_probability,
-    given,
-    tail_of,
 )
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.numerics.vote_radii import SLACK, gaussian_l2_radius
 from lightning_rs.statistics.binomial import Method, clopper_pearson_tail_upper, simultaneous_tail_bounds
-
-#: More than the relative error of ``ndtri`` and of the few operations after it (both below 2 ulps each).
-_SLACK = 2.0**-49
-
-
-def gaussian_l2_radius(
-    p_lower: ArrayLike | None = None,
-    sigma: ArrayLike | None = None,
-    p_upper: ArrayLike | None = None,
-    *,
-    q_upper: ArrayLike | None = None,
-) -> FloatArray:
-    """Certified l2 radius of Gaussian smoothing, ``sigma / 2 (Phi^-1(p_lower) - Phi^-1(p_upper))``.
-
-    Statement: if class A has probability at least ``p_lower`` at x under N(x, sigma^2 I), and every other class
-    at most ``p_upper``, then A stays the most probable class at every x' with ``||x - x'||_2 < R``. Exact given
-    the two probabilities. Cohen, Rosenfeld and Kolter (2019), Theorem 1.
-
-    Args:
-        p_lower: lower bound of the probability of the class, in [0, 1]; leave out if ``q_upper`` is given.
-        sigma: standard deviation of the noise, in input units.
-        p_upper: upper bound of the probability of the runner-up; None: ``1 - p_lower``, for which
-            ``R = sigma Phi^-1(p_lower)``. It is clipped to ``1 - p_lower``, which holds whenever ``p_lower`` does.
-        q_upper: the tail ``1 - p_lower`` instead, exact near 0.
-
-    Returns:
-        Radius of the open l2 ball in input units, broadcast shape, float64, rounded down; 0 where nothing is
-        certified; infinite for a tail (or ``p_upper``) of exactly 0.
-
-    Raises:
-        ValueError: for NaN, a probability outside [0, 1], ``sigma`` missing or not positive, or unless exactly one
-            of ``p_lower`` and ``q_upper`` is given.
-
-    >>> print(round(gaussian_l2_radius(0.9, 0.5), 6))
-    0.640776
-    >>> print(round(gaussian_l2_radius(0.45, 0.5, p_upper=0.2), 6))
-    0.17899
-    >>> print(round(gaussian_l2_radius(q_upper=1e-20, sigma=0.5), 6))
-    4.63117
-    """
-    scale = check_positive("sigma", given("sigma", sigma))
-    tail = tail_of(p_lower, q_upper)
-    # Below one half p itself has more digits than 1 - p.
-    score = -ndtri(tail) if p_lower is None else np.where(tail > 0.5, ndtri(p_lower), -ndtri(tail))
-    other = score if p_upper is None else -ndtri(np.minimum(check_probability("p_upper", p_upper), tail))
-    return (_scaled(scale, _lowered_mean(score, other)))[()]
 
 
 def gaussian_l2_threshold(radius: ArrayLike, sigma: ArrayLike) -> FloatArray:
@@ -87,7 +39,7 @@ def gaussian_l2_threshold(radius: ArrayLike, sigma: ArrayLike) -> FloatArray:
     """
     score = check_nonnegative("radius", radius) / check_positive("sigma", sigma)
     # Relative error of Phi(-s): the relative error of s, times at most s (s + 1).
-    return (ndtr(-score) * (1 - _SLACK * (1 + score * (score + 1))))[()]
+    return (ndtr(-score) * (1 - SLACK * (1 + score * (score + 1))))[()]
 
 
 @usual_for(GaussianNoise)
@@ -127,7 +79,7 @@ class GaussianLinf(GaussianL2):
 
     def radius_of_tail(self, q_upper: FloatArray, setting: Setting) -> FloatArray:
         """Return the l2 radius over sqrt(d), in input units."""
-        return super().radius_of_tail(q_upper, setting) / np.sqrt(setting.dim) * (1 - _SLACK)
+        return super().radius_of_tail(q_upper, setting) / np.sqrt(setting.dim) * (1 - SLACK)
 
 
 class TwoClassCertificate(Certificate):
@@ -194,16 +146,3 @@ class GaussianTwoClassL2(TwoClassCertificate):
     def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:
         """Return :func:`gaussian_l2_radius`, in input units."""
         return gaussian_l2_radius(q_upper=q_upper, sigma=sigma, p_upper=p_upper)
-
-
-def _lowered_mean(first: FloatArray, second: FloatArray) -> FloatArray:
-    """Return (first + second) / 2, lowered by its rounding error; 0 where negative or inf - inf."""
-    with np.errstate(invalid="ignore"):
-        mean = 0.5 * first + 0.5 * second
-        error = _SLACK * (0.5 * np.abs(first) + 0.5 * np.abs(second))
-        lowered = np.where(np.isfinite(error), mean - error, mean)
-    return np.maximum(np.nan_to_num(lowered, nan=0.0, posinf=np.inf, neginf=0.0), 0.0)
-
-
-def _scaled(sigma: FloatArray, radius: FloatArray) -> FloatArray:
-    return sigma * radius * (1 - _SLACK)

@@ -83,6 +83,11 @@ class Header:
         return bool(self.binding.get("imported", False))
 
     @property
+    def binds_function(self) -> bool:
+        """Whether the file binds function and images: those of version 0.1, and imported ones, do not."""
+        return not self.imported and "function" in self.binding
+
+    @property
     def independent(self) -> bool:
         """Whether every image is known to have had noise of its own, which statements about a set of images need."""
         shared = bool(self.binding.get("shared_noise", False))

@@ -11,6 +11,7 @@ from typing import Any
 from lightning_rs.records.certification import Certification
 from lightning_rs.records.header import FORMAT, Header
 from lightning_rs.records.tables import looks_like_table
+from lightning_rs.records.verification import verify
 
 _MAGIC = f'{{"format":"{FORMAT}"'.encode()
 _SIDECAR = ".sidecar.jsonl"
@@ -52,6 +53,8 @@ def scan(path: Path, data: bytes) -> Contents:
     header = Header.from_json(texts[0], f"{path}:1")
     records = [Certification.from_json(text, f"{path}:{number}") for number, text in enumerate(texts[1:], 2)]
     _refuse_repeats(path, records)
+    if header.binds_function:
+        verify(path, header, records)
     return Contents(header, records, texts[1:], len(finished) + 1, bool(tail))
 
 

@@ -1,0 +1,134 @@
+"""Records against themselves and their header: what is contradictory is refused, what follows from votes is recomputed.
+
+A record file is read again and again long after it was made, and anybody may have edited it. So nothing in it is
+believed that can be checked: the fields agree with the header, counts with the numbers of samples, the class with the
+selection, bounds with the counts, and radii with the bounds. What cannot be checked without the network or the data is
+said in :data:`NOT_CHECKED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightning_rs.records.certification import ABSTAIN, Certification
+from lightning_rs.records.header import Header
+from lightning_rs.records.recomputed import Expected, Theorem, recompute_all
+
+#: Fields that a record may hold anything in, within its type: facts about the data, remarks for people.
+NOT_CHECKED = ("label", "note")
+# Recomputation here and there may differ in the last bits, where another release of SciPy does.
+_RELATIVE, _ABSOLUTE = 1e-9, 1e-12
+_IMAGE = set("0123456789abcdef")
+
+
+def verify(path: Path, header: Header, records: Sequence[Certification]) -> None:
+    """Check the records of a file, in its order, against each other and the header.
+
+    Raises:
+        ValueError: naming file, line, field, what it must be, and its value.
+    """
+    theorems = _theorems(path, header)
+    expected = None if header.expected is None else set(header.expected)
+    for line, record in enumerate(records, 2):
+        for holds, field, right, value in _fields(header, theorems, expected, record):
+            if not holds:
+                raise ValueError(f"{path}:{line}: {field} must be {right}, got {value!r}")
+    if not records:
+        return
+    try:
+        expectations = list(recompute_all(header, theorems, records))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path}: the radii cannot be recomputed from the records: {error}") from error
+    for expectation in expectations:
+        _compare(path, expectation, records)
+
+
+def _theorems(path: Path, header: Header) -> list[Theorem]:
+    try:
+        return [Theorem.of(entry) for entry in _entries(path, header)]
+    except ValueError as error:
+        raise ValueError(f"{path}:1: {error}") from error
+
+
+def _entries(path: Path, header: Header) -> list[Mapping[str, Any]]:
+    entries = header.binding.get("certificates")
+    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and "class" in e for e in entries):
+        raise ValueError(f"binding.certificates must list one certificate or more, got {entries!r}")
+    return entries
+
+
+def _fields(
+    header: Header, theorems: Sequence[Theorem], expected: set[int] | None, record: Certification
+) -> Iterator[tuple[bool, str, str, Any]]:
+    """Yield (whether it holds, field, what it must be, what it is) for everything that needs no recomputation."""
+    first, binding = theorems[0], header.binding
+    yield record.certificate == first.name, "certificate", f"{first.name!r}, as in the header", record.certificate
+    yield record.norm == first.norm, "norm", f"{first.norm!r}, that of {first.name}", record.norm
+    yield record.ball == first.ball, "ball", f"{first.ball!r}, that of {first.name}", record.ball
+    alpha = 0.0 if first.exact else binding.get("alpha")
+    yield record.alpha == alpha, "alpha", f"{alpha!r}, as in the header", record.alpha
+    lattice = binding.get("lattice")
+    grid = lattice.get("grid") if isinstance(lattice, dict) else binding["noise"].get("q")
+    yield record.grid == grid, "grid", f"{grid!r}, that of {first.name} and its noise", record.grid
+    yield expected is None or record.index in expected, "index", "one of the header's subset", record.index
+    yield from _samples(header, first, record)
+    yield from _classes(header, first, record)
+    names = {theorem.name for theorem in theorems}
+    yield record.radii.keys() == names, "radii", f"those of {', '.join(sorted(names))}", sorted(record.radii)
+    own = record.radii.get(record.certificate)
+    yield own == record.radius, "radius", f"radii[{record.certificate!r}] = {own!r}", record.radius
+    known = len(record.image) == 64 and set(record.image) <= _IMAGE
+    yield known, "image", "the SHA-256 of the image as certified", record.image
+
+
+def _samples(header: Header, first: Theorem, record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
+    binding, budget = header.binding, header.binding.get("budget", {})
+    mode = budget.get("mode", "fixed")
+    yield record.mode == mode, "mode", f"{mode!r}, as in the header", record.mode
+    target = budget.get("radius") if mode == "decision" else None
+    yield record.target == target, "target", f"{target!r}, as in the header", record.target
+    if not first.exact:
+        yield record.n == binding.get("n"), "n", f"{binding.get('n')!r}, as in the header", record.n
+    yield record.n >= 1, "n", ">= 1", record.n
+    whole = mode in ("fixed", "randomized")
+    right = f"n = {record.n}" if whole else f"at most n = {record.n}"
+    yield record.n_used == record.n if whole else 0 <= record.n_used <= record.n, "n_used", right, record.n_used
+    total = sum(record.counts)
+    yield total == record.n_used, "counts", f"{record.n_used} in all, as n_used says", record.counts
+    n0 = 0 if first.exact else binding.get("n0")
+    yield sum(record.counts0) == n0, "counts0", f"{n0!r} in all, as in the header", record.counts0
+    for name, counts in (("counts", record.counts), ("counts0", record.counts0)):
+        yield min(counts, default=0) >= 0, name, ">= 0", counts
+
+
+def _classes(header: Header, first: Theorem, record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
+    classes = header.binding.get("num_classes")
+    if classes is not None:
+        yield len(record.counts) == classes, "counts", f"those of {classes} classes", record.counts
+        yield record.label is None or record.label < classes, "label", f"below {classes}", record.label
+    if first.exact:
+        yield record.top == record.runner_up == -1, "top", f"-1: {first.name} selects no class", record.top
+        return
+    yield len(record.counts0) == len(record.counts), "counts0", f"those of {len(record.counts)} classes", record.counts0
+    ranked = np.argsort(-np.array(record.counts0, dtype=np.int64), kind="stable").tolist()
+    top, runner_up = ranked[0], ranked[min(1, len(ranked) - 1)]
+    yield record.top == top, "top", f"{top}, the class of most selection samples", record.top
+    yield record.runner_up == runner_up, "runner_up", f"{runner_up}, the second of the selection", record.runner_up
+    yield record.prediction in (top, ABSTAIN), "prediction", f"{top} or {ABSTAIN}", record.prediction
+
+
+def _compare(path: Path, expected: Expected, records: Sequence[Certification]) -> None:
+    """Refuse the first record whose value is not the recomputed one."""
+    right = expected.values
+    found = np.array([expected.read(record) for record in records], dtype=np.float64)
+    wrong = ~(np.abs(found - right) <= _RELATIVE * np.abs(right) + _ABSOLUTE) & ~(found == right)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise ValueError(
+            f"{path}:{row + 2}: {expected.field} must be {float(right[row])!r}, {expected.because}, "
+            f"got {float(found[row])!r}"
+        )
