@@ -45,7 +45,7 @@ class Certifier:
 
     def __init__(
         self,
-        certificates: Sequence[Certificate] | None = None,
+        certificates: Sequence[Certificate] | Certificate | None = None,
         n0: int = 100,
         n: int = 100_000,
         alpha: float = 0.001,
@@ -57,7 +57,8 @@ class Certifier:
         separate_passes: bool = False,
     ) -> None:
         # Empty until the noise is known, see for_noise.
-        self.certificates = () if certificates is None else tuple(certificates)
+        chosen = () if certificates is None else certificates
+        self.certificates = (chosen,) if isinstance(chosen, Certificate) else tuple(chosen)
         self.n0 = check_at_least("n0", n0, 1)
         self.n = check_at_least("n", n, 1)
         self.alpha = float(check_alpha(alpha))

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,6 +104,29 @@ def given(name: str, value: ArrayLike | None) -> Any:
     if value is None:
         raise ValueError(f"{name} must be given, got None")
     return value
+
+
+_UNSAFE_ADVICE = re.compile(r"Weights only load failed|In PyTorch 2\.6|Re-running `torch\.load`|weights_only=False")
+
+
+def without_unsafe_advice(message: str) -> str:
+    """Return the message of a loader without torch's advice to load a file in a way that may run what is in it."""
+    head, *advice = _UNSAFE_ADVICE.split(message, maxsplit=1)
+    if not advice:
+        return message
+    reason = "it is cut short, or holds more than tensors and plain values, and loading that could run foreign code"
+    return f"{head}{reason}"
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Within it, an error of the system that does not say which file it met (a full disk) names this one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def _show(value: Any) -> str:

@@ -26,10 +26,13 @@ _COLUMNS = ("index", "label", "prediction", "radius", "correct", "status", "p_lo
 
 
 def run_directory(trainer: pl.Trainer) -> Path:
-    """Return the folder of this run: the logger's, as ModelCheckpoint uses it, or ``default_root_dir``."""
+    """Return the folder of this run: the logger's, as ModelCheckpoint uses it, else the trainer's own.
+
+    Without a logger that is ``run_folder``, which the command line sets, or ``default_root_dir``.
+    """
     logger = trainer.logger
     if logger is None:
-        return Path(trainer.default_root_dir)
+        return getattr(trainer, "run_folder", None) or Path(trainer.default_root_dir)
     version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
     return Path(logger.save_dir or trainer.default_root_dir) / str(logger.name) / version
 

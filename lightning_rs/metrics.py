@@ -1,16 +1,12 @@
-"""Certified accuracy, average certified radius and abstention: pure functions and thin torchmetrics classes."""
+"""Certified accuracy, average certified radius and abstention: pure functions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torchmetrics import Metric
 
 from lightning_rs.records import Certification
 
@@ -96,85 +92,6 @@ def clean_accuracy(certifications: Iterable[Certification]) -> float:
     """
     records = _labelled(_some(certifications))
     return sum(_majority(c) == c.label for c in records) / len(records)
-
-
-class CertifiedAccuracy(Metric):
-    """Certified accuracy at given radii, as :func:`certified_accuracy`.
-
-    ``compute`` returns a float64 tensor of shape (len(radii),), NaN before the first image.
-
-    Args:
-        radii: radii in input units, >= 0.
-    """
-
-    full_state_update = False
-    hits: Tensor
-    total: Tensor
-
-    def __init__(self, radii: Sequence[float], **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        certified_counts([], radii)  # refuses bad radii now instead of at the first update
-        self.radii = [float(r) for r in radii]
-        self.add_state("hits", torch.zeros(len(self.radii), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, certifications: Sequence[Certification]) -> None:
-        """Add a batch of records."""
-        self.hits += torch.from_numpy(certified_counts(certifications, self.radii)).to(self.hits.device)
-        self.total += len(certifications)
-
-    def compute(self) -> Tensor:
-        """Return the share of images certified at each radius."""
-        return _ratio(self.hits, self.total)
-
-
-class AverageCertifiedRadius(Metric):
-    """Average certified radius, as :func:`average_certified_radius`; NaN before the first radius."""
-
-    full_state_update = False
-    radius: Tensor
-    total: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("radius", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, certifications: Sequence[Certification]) -> None:
-        """Add a batch of records."""
-        radius, count = _radius_sum(certifications)
-        self.radius += radius
-        self.total += count
-
-    def compute(self) -> Tensor:
-        """Return the mean radius, wrong and abstained images counting as 0."""
-        return _ratio(self.radius, self.total)
-
-
-class AbstentionRate(Metric):
-    """Share of images that abstain, as :func:`abstention_rate`; NaN before the first image."""
-
-    full_state_update = False
-    abstained: Tensor
-    total: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("abstained", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("total", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, certifications: Sequence[Certification]) -> None:
-        """Add a batch of records."""
-        self.abstained += sum(c.status == "abstain" for c in certifications)
-        self.total += len(certifications)
-
-    def compute(self) -> Tensor:
-        """Return the share of images that abstain."""
-        return _ratio(self.abstained, self.total)
-
-
-def _ratio(part: Tensor, whole: Tensor) -> Tensor:
-    return part.double() / whole.double()
 
 
 def _radius_sum(certifications: Iterable[Certification]) -> tuple[float, int]:

@@ -14,6 +14,7 @@ from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
 from lightning_rs.certifier import Certifier
+from lightning_rs.checks import naming
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.networks.files import reason_not_loaded
@@ -41,12 +42,14 @@ class Trainer(pl.Trainer):
         certifications: records of the last certification.
         records_path: their file.
         prediction_summary: the last prediction's result as a line for people.
+        run_folder: where a run without a logger keeps its files; None: ``default_root_dir``.
     """
 
     smoothing_stage: SmoothingStage | None = None
     certifications: Sequence[Certification] = ()
     records_path: Path | None = None
     prediction_summary: str = ""
+    run_folder: Path | None = None
 
     def certify(
         self,
@@ -132,6 +135,11 @@ class Trainer(pl.Trainer):
             self.prediction_summary = stage.finish(self)
         return predictions
 
+    def save_checkpoint(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
+        """Save as Lightning does; a full disk is an error that names the file."""
+        with naming(filepath):
+            super().save_checkpoint(filepath, *args, **kwargs)
+
     @contextmanager
     def _smoothing(self, stage: SmoothingStage) -> Iterator[None]:
         """Hand the predict loop to a stage: without Lightning's precision, which would round images and network."""
@@ -157,8 +165,12 @@ class Trainer(pl.Trainer):
                 bar.enable()
 
 
-def check_checkpoint(ckpt_path: str | Path | None) -> None:
+def check_checkpoint(ckpt_path: str | Path | None, training: bool = False) -> None:
     """Refuse a path that is not a Lightning checkpoint, before anything else happens.
+
+    Args:
+        ckpt_path: the file; None and Lightning's own keywords are fine.
+        training: whether a training is to go on from it, which needs more than weights.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -167,6 +179,10 @@ def check_checkpoint(ckpt_path: str | Path | None) -> None:
     if ckpt_path is None or str(ckpt_path) in _KEYWORDS or "://" in str(ckpt_path):
         return
     path = Path(ckpt_path)
+    if path.is_dir():
+        inside = sorted(str(file) for file in path.rglob("*.ckpt"))
+        hint = f"; in it lie {', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}" if inside else ""
+        raise ValueError(f"ckpt_path must be a checkpoint file, got {str(path)!r}, which is a folder{hint}")
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path must be a checkpoint file, got {str(path)!r}, which does not exist")
     try:
@@ -179,6 +195,12 @@ def check_checkpoint(ckpt_path: str | Path | None) -> None:
         raise ValueError(
             f"ckpt_path {str(path)!r} is not a Lightning checkpoint; lightning_rs.load_checkpoint and "
             "BaseClassifier.adopt_weights read weights of others, as load_cohen_checkpoint does"
+        )
+    missing = [name for name in ("loops", "optimizer_states", "lr_schedulers") if name not in contents]
+    if training and missing:
+        raise ValueError(
+            f"ckpt_path {str(path)!r} holds weights only (no {', '.join(missing)}): a training cannot go on from it, "
+            "but validate, test, predict and certify can use it"
         )
 
 

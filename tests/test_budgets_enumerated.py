@@ -252,7 +252,17 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     root = Path(__file__).parents[1]
     own = '{"sigma": 0.35, "q": 16, "shape": [1, 8, 8]}'
     law = f'{{"class_path": "lightning_rs.noise.DeterministicSplittingNoise", "init_args": {own}}}'
-    words = ["certify", "--model.init_args.noise", law, "--data.init_args.max", "5", "--trainer.logger", "false"]
+    words = [
+        "certify",
+        "--untrained",
+        "true",
+        "--model.init_args.noise",
+        law,
+        "--data.init_args.max",
+        "5",
+        "--trainer.logger",
+        "false",
+    ]
     words += ["--trainer.default_root_dir", str(tmp_path)]
     decide = [
         "-c",

@@ -82,10 +82,10 @@ def test_predict_writes_abstaining_predictions(here: Path, capsys: pytest.Captur
 
 def test_predictions_draw_fresh_entropy(here: Path) -> None:
     seeds = []
-    for _ in range(2):
+    for folder in ("runs", "runs/predict_1"):
         words = ("--certifier.init_args.n=10", "--data.init_args.max=2")
         assert run("predict", "--ckpt_path", trained(), *words) == 0
-        with open("runs/predictions.csv") as file:
+        with open(f"{folder}/predictions.csv") as file:
             seeds.append(next(csv.DictReader(file))["seed"])
     assert seeds[0] != seeds[1]
 
@@ -99,10 +99,11 @@ def test_every_stage_accepts_the_saved_configuration(stage: str, here: Path) -> 
         ("--ckpt_path", checkpoint, "--certifier=Certifier", "--certifier.init_args.n=20") if stage != "fit" else ()
     )
     assert run(stage, "-c", "runs/fit.yaml", *ending) == 0
-    saved = yaml.safe_load(Path(f"runs/{stage}.yaml").read_text())
+    told = Path(f"runs/{stage}_1/{stage}.yaml").read_text()  # a folder each
+    saved = yaml.safe_load(told)
     assert set(saved) == {"seed_everything", "trainer", "model", "data", "certifier"}
     if stage != "fit":
-        assert f"# ckpt_path: {checkpoint}" in Path(f"runs/{stage}.yaml").read_text()
+        assert f"# ckpt_path: {checkpoint}" in told
 
 
 def test_print_config_is_a_configuration(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,21 +26,24 @@ BAD = {
         ["certifier.runtime.precision", "'32-true', 'bf16-true'", "got fp8"],
     ),
     "precision here": (
-        ["certify", "--certifier.init_args.runtime.init_args.precision=16-true"],
+        ["certify", "--untrained=true", "--certifier.init_args.runtime.init_args.precision=16-true"],
         ["'16-true' is not supported on the CPU", "32-true, bf16-true"],
     ),
     "scheduler": (["fit", "--model.init_args.scheduler=sine"], ["model.scheduler", "got sine"]),
-    "shard": (["certify", "--shard=3/3"], ["shard must be 'i/m' with 0 <= i < m", "got '3/3'"]),
-    "shard text": (["certify", "--shard=first"], ["shard must be 'i/m'", "got 'first'"]),
+    "shard": (["certify", "--untrained=true", "--shard=3/3"], ["shard must be 'i/m' with 0 <= i < m", "got '3/3'"]),
+    "shard text": (["certify", "--untrained=true", "--shard=first"], ["shard must be 'i/m'", "got 'first'"]),
     "certificate": (
-        ["certify", "--certifier.init_args.certificates=[UniformL1]"],
+        ["certify", "--untrained=true", "--certifier.init_args.certificates=[UniformL1]"],
         ["certificate UniformL1 is proved for UniformNoise, got noise GaussianNoise(sigma=0.25)"],
     ),
     "schemes": (
         ["certify", "--certifier.init_args.certificates=[GaussianL2,DipoleL2]"],
         ["certificates of one pass", "iid: GaussianL2", "antithetic: DipoleL2", "separate_passes"],
     ),
-    "index": (["certify", "--data.init_args.indices=[5,9999]"], ["indices must lie in the certified split", "[9999]"]),
+    "index": (
+        ["certify", "--untrained=true", "--data.init_args.indices=[5,9999]"],
+        ["indices must lie in the certified split", "[9999]"],
+    ),
     "data": (
         ["fit", "--data=MNIST", "--data.init_args.root=nowhere"],
         ["mnist: data not found", "nowhere", "download"],
@@ -48,11 +51,11 @@ BAD = {
     "unknown data": (["fit", "--data=Nope"], ["data: ", "Nope"]),
     "checkpoint": (["certify", "--ckpt_path=no.ckpt"], ["ckpt_path must be a checkpoint file, got 'no.ckpt'"]),
     "checkpoint of fit": (["fit", "--ckpt_path=no.ckpt"], ["ckpt_path must be a checkpoint file, got 'no.ckpt'"]),
-    "config": (["fit", "-c", "no.yaml"], ["File does not exist", "no.yaml"]),
+    "config": (["fit", "-c", "no.yaml"], ["config must be a file or the name of a shipped one", "no.yaml"]),
     "option": (["fit", "--sigma=1"], ["unrecognized arguments: --sigma=1"]),
     "trainer": (["fit", "--trainer.max_epochs=x"], ["trainer.max_epochs", "expected int", "got x"]),
     "devices": (["fit", "--trainer.devices=0"], ["devices", "0"]),
-    "command": (["fti"], ["'fti'", "'fit'", "'certify'"]),
+    "command": (["fti"], ["got 'fti'", "did you mean fit?"]),
     "records": (["report", "no.jsonl"], ["no record file at no.jsonl"]),
 }
 
@@ -82,7 +85,7 @@ def test_bad_input_is_one_line_and_status_2(case: str, capsys: pytest.CaptureFix
 
 def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
-    assert "fit,validate,test,predict,certify" in _error(capsys)
+    assert "a command is missing: one of fit, validate, test, predict, certify" in _error(capsys)
 
 
 @pytest.mark.parametrize("stage", ["certify", "predict", "test", "fit"])
@@ -184,7 +187,7 @@ def test_interrupts_outside_lightning(monkeypatch: pytest.MonkeyPatch, capsys: p
     def interrupted(words: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_rs.cli.lightning._run", interrupted)
+    monkeypatch.setattr("lightning_rs.cli.program._run", interrupted)
     assert main(["fit"]) == 1
     assert "interrupted" in capsys.readouterr().err
 

@@ -132,7 +132,7 @@ def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Callable[...
     here = _said(lambda: main([*validate, *PLAIN]))
     assert _certified(text) == _certified(here)
     assert len(_certified(text)) >= 8
-    with open(tmp_path / "predictions.csv") as file:
+    with open(tmp_path / "predict_1" / "predictions.csv") as file:
         assert [row["index"] for row in csv.DictReader(file)] == [str(index) for index in range(13)]
 
 

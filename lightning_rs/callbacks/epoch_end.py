@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,17 +14,22 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.trainer.states import TrainerFn
 
+from lightning_rs.announce import PATIENCE, announced
 from lightning_rs.certifier import Certifier
-from lightning_rs.checks import check_at_least
+from lightning_rs.checks import check_alpha, check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
-from lightning_rs.data.base import ImageDataModule
+from lightning_rs.data.base import ImageDataModule, View
 from lightning_rs.loggers import certification_metrics, metric_radii
 from lightning_rs.noise import Noise
 from lightning_rs.records import Certification
+from lightning_rs.session import Session
+from lightning_rs.stages.progress import duration
 from lightning_rs.stages.ranks import gather
 
 # A fast development run wants to see that it works, not what comes out.
 _FEW = 4
+_FEWEST = 8
+_FEWEST_SAMPLES = 100
 
 
 class EpochEndCertification(pl.Callback):
@@ -36,6 +44,9 @@ class EpochEndCertification(pl.Callback):
         every_n_epochs: certify at every n-th epoch, and at the first one, so that a monitor always finds the metrics.
         certifier: how to certify; default: the usual certificate of the noise with n0 = 64, n = 1,000, alpha = 0.01.
         radii: radii of the logged accuracies; default: multiples of the noise's sigma.
+        share: largest share of an epoch's time that the certification takes. Where all images would take longer (and
+            more than two seconds), the first certification of the training settles on fewer images, and below eight
+            of them on fewer samples; so the numbers of slow machines are coarser. None: whatever it takes.
     """
 
     def __init__(
@@ -44,13 +55,21 @@ class EpochEndCertification(pl.Callback):
         every_n_epochs: int = 1,
         certifier: Certifier | None = None,
         radii: Sequence[float] | None = None,
+        share: float | None = 0.1,
     ) -> None:
         super().__init__()
         self.images = check_at_least("images", images, 1)
         self.every_n_epochs = check_at_least("every_n_epochs", every_n_epochs, 1)
         self.certifier = certifier
         self.radii = None if radii is None else [float(r) for r in radii]
+        self.share = None if share is None else float(check_alpha(share, "share"))
         self._last: dict[str, float] = {}
+        self._size: tuple[int, int] | None = None  # images and samples that the share allows
+        self._began: float | None = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning hook: an epoch begins, whose length decides what a certification may cost."""
+        self._began = self._clock()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: certify, and log where the validation metrics are logged."""
@@ -75,11 +94,14 @@ class EpochEndCertification(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the standing metrics, so that a resumed training monitors what it did."""
-        return {"last": dict(self._last)}
+        settled = {} if self._size is None else {"size": self._size}
+        return {"last": dict(self._last), **settled}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the standing metrics."""
         self._last = dict(state_dict["last"])
+        size = state_dict.get("size")
+        self._size = None if size is None else (int(size[0]), int(size[1]))
 
     @torch.no_grad()
     def _certify(
@@ -87,10 +109,10 @@ class EpochEndCertification(pl.Callback):
     ) -> list[Certification]:
         data = _datamodule(trainer)
         subset = data.epoch_end_subset(_FEW if getattr(trainer, "fast_dev_run", False) else self.images)
-        mine = list(range(trainer.global_rank, len(subset), trainer.world_size))
         own: list[Certification] = []
-        with _undisturbed(model):
-            session = certifier.session(
+
+        def prepared(certifier: Certifier) -> Session:
+            return certifier.session(
                 model.network,
                 noise,
                 model.shape,
@@ -99,11 +121,57 @@ class EpochEndCertification(pl.Callback):
                 grid=data.grid,
                 stage="epoch-end",
             )
+
+        with _undisturbed(model), announced("certification at the end of the epoch", not trainer.is_global_zero):
+            session = prepared(certifier)
+            images, n = self._affordable(trainer, session, subset)
+            if n < certifier.n:
+                fewer = copy.copy(certifier)
+                fewer.n = n
+                session = prepared(fewer)
+            mine = list(range(trainer.global_rank, images, trainer.world_size))
             if mine:
                 batch = subset.__getitems__(mine)
                 own = list(session.certify(batch.image, batch.label, batch.own))
         records = [record for part in gather(own, trainer.world_size) for record in part]
         return sorted(records, key=lambda record: record.index)
+
+    def _affordable(self, trainer: pl.Trainer, session: Session, subset: View) -> tuple[int, int]:
+        """Return how many images and samples the share of an epoch allows; settled once a training, for all ranks."""
+        whole = len(subset), session.certifier.n
+        if self.share is None or self._began is None or trainer.state.fn != TrainerFn.FITTING:
+            return whole
+        if self._size is None:
+            seconds = max(PATIENCE, self.share * (self._clock() - self._began))
+            rate = session.measure(subset.__getitems__([0]).image, 0.2) * trainer.world_size
+            size = affordable(seconds * rate, whole[0], session.samples_per_image, session.certifier)
+            self._size = trainer.strategy.broadcast(size)
+            if self._size != whole and trainer.is_global_zero:
+                print(
+                    f"certification at epoch ends: {self._size[0]} of {whole[0]} images, n = {self._size[1]:,}, "
+                    f"to take at most {self.share:.0%} of an epoch (about {duration(seconds)}); share: null lifts that",
+                    file=sys.stderr,
+                )
+        return min(whole[0], self._size[0]), min(whole[1], self._size[1])
+
+    @staticmethod
+    def _clock() -> float:
+        return time.monotonic()
+
+
+def affordable(samples: float, images: int, samples_per_image: int, certifier: Certifier) -> tuple[int, int]:
+    """Return the numbers of images and of estimation samples an image that a number of samples pays for.
+
+    Images are given up first, down to eight; then samples, down to a hundred, where their number is fixed.
+    """
+    if images * samples_per_image <= samples:
+        return images, certifier.n
+    kept = min(images, max(_FEWEST, int(samples // samples_per_image)))
+    if kept * samples_per_image <= samples or certifier.budget.mode != "fixed":
+        return kept, certifier.n
+    passes = max(1, len(certifier.schemes))
+    n = int((samples / kept - certifier.n0) / passes) // 2 * 2  # even, for pairs
+    return kept, min(certifier.n, max(_FEWEST_SAMPLES, n))
 
 
 def _datamodule(trainer: pl.Trainer) -> ImageDataModule:

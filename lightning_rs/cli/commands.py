@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from lightning_rs.checks import naming
 from lightning_rs.records import export_tsv, import_table, merge, merge_sidecars
+from lightning_rs.records.reading import is_record_file
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
@@ -22,7 +25,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
     from lightning_rs.report import FORMATS, report
 
     parser = _parser("report", _REPORT)
-    parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files")
+    parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files, or folders of them")
     parser.add_argument("--out", metavar="DIR", help="write report.csv, .md, .tex, .png and .svg into this folder")
     parser.add_argument("--radii", nargs="+", type=float, metavar="R", help="radii to compare at, in input units")
     parser.add_argument("--alpha", type=float, help="recompute at this alpha, where that is sound")
@@ -38,7 +41,8 @@ def report_main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> str:
-        made = report(args.records, args.out, args.radii, args.alpha, args.rho, args.formats, args.method, args.paired)
+        files = _record_files(args.records)
+        made = report(files, args.out, args.radii, args.alpha, args.rho, args.formats, args.method, args.paired)
         return "\n".join([str(made), *(f"wrote {file}" for file in made.files)])
 
     return _finish(parser, run)
@@ -47,13 +51,14 @@ def report_main(argv: Sequence[str] | None = None) -> int:
 def merge_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs merge`` and return its exit code."""
     parser = _parser("merge", _MERGE)
-    parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files")
+    parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files, or folders of them")
     parser.add_argument("--out", required=True, metavar="FILE", help="the merged file; an existing one is kept")
     args = parser.parse_args(argv)
 
     def run() -> str:
-        count = merge(args.records, args.out)
-        merge_sidecars(args.records, args.out)
+        paths = _record_files(args.records)
+        count = merge(paths, args.out)
+        merge_sidecars(paths, args.out)
         return f"{args.out}: {count} images"
 
     return _finish(parser, run)
@@ -107,10 +112,28 @@ def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"lightning_rs {command}", description=description)
 
 
+def _record_files(paths: Sequence[str]) -> list[str]:
+    """Return the paths with every folder replaced by the record files in it, and in the folders in it."""
+    found = []
+    for path in paths:
+        if not Path(path).is_dir():
+            found.append(path)
+            continue
+        inside = sorted(str(file) for file in Path(path).rglob("*.jsonl") if is_record_file(file))
+        if not inside:
+            raise FileNotFoundError(f"no record file in the folder {path}")
+        found += inside
+    return found
+
+
 def _finish(parser: argparse.ArgumentParser, run: Callable[[], str]) -> int:
     """Print the result and return 0, or print one clear error and return 1."""
     try:
-        print(run())
+        text = run()
+        with naming("standard output"):
+            print(text, flush=True)
+    except BrokenPipeError:  # `report | head`: the caller knows what to do
+        raise
     except (ValueError, OSError) as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lightning_rs.trainer import CALLBACKS_OF_TRAINING
+from lightning_rs.checks import without_unsafe_advice
 
 # Third-party warnings that say nothing about the user's run, by name, with the reason.
 _IGNORED = (
@@ -38,6 +38,7 @@ def shorten(message: str) -> str:
     The parser lists every alternative of a type with all that is wrong in it; what remains here is the option, what it
     takes and what it was given.
     """
+    message = without_unsafe_advice(message)
     option: list[str] = []
     said: list[str] = []
     for raw in message.splitlines():
@@ -57,22 +58,22 @@ def shorten(message: str) -> str:
     return prefix + "; ".join(said).replace(".;", ";").replace(":;", ":")
 
 
-def report_error(error: BaseException) -> None:
+def report_error(error: BaseException, hint: str = "") -> None:
     """Print an error as one line on standard error; other processes than the first say which they are."""
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0)
     where = f" (process {rank})" if rank else ""
-    print(f"error{where}: {shorten(str(error)) or type(error).__name__}", file=sys.stderr)
+    print(f"error{where}: {shorten(str(error)) or type(error).__name__}{hint}", file=sys.stderr)
 
 
 @contextmanager
-def quiet(training: bool) -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Within it, warnings are one line each, from the first process; those that say nothing are not shown."""
     logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     written = warnings.formatwarning
     with warnings.catch_warnings():
         if int(os.environ.get("LOCAL_RANK", "0") or 0):
             warnings.simplefilter("ignore")
-        for message in _IGNORED if training else (*_IGNORED, CALLBACKS_OF_TRAINING):
+        for message in _IGNORED:
             warnings.filterwarnings("ignore", message=message)
         logger.addFilter(_is_no_advertisement)
         warnings.formatwarning = _one_line

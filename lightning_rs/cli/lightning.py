@@ -1,68 +1,38 @@
-"""The command line: LightningCLI with a certify stage; report, merge, import, export and study before it."""
+"""The commands with a model: LightningCLI with a certify stage."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from argparse import ArgumentError
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
-from jsonargparse import ArgumentParser, Namespace
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
-from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
-from lightning_rs.cli.configs import configs_main, with_shipped
-from lightning_rs.cli.console import quiet, report_error
 from lightning_rs.cli.defaults import DEFAULTS, LINKED, UNKNOWN_NETWORK, checkpoint_defaults, is_foreign, plain
+from lightning_rs.cli.mistakes import meant
+from lightning_rs.cli.runs import continue_logging, drop_what_is_empty, own_folder, restore_folder, run_of
+from lightning_rs.cli.words import told, whole_numbers_in_files, with_whole_numbers
 from lightning_rs.data.base import ImageDataModule
-from lightning_rs.data.errors import CorruptDataError
-from lightning_rs.loggers import close_loggers, prepare_loggers, run_directory, summary
+from lightning_rs.loggers import prepare_loggers, run_directory, summary
 from lightning_rs.networks.checkpoints import unnamed_network
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
-from lightning_rs.trainer import Trainer, check_checkpoint
+from lightning_rs.trainer import CALLBACKS_OF_TRAINING, Trainer, check_checkpoint
 
-_STUDY = "Run an experiment on laws and bounds, and write its tables and figures into a folder."
-
-
-def study_main(argv: Sequence[str] | None = None) -> int:
-    """Run ``python -m lightning_rs study`` and return its exit code."""
-    from lightning_rs.studies import Study, empty_folder
-
-    parser = ArgumentParser(prog="lightning_rs study", description=_STUDY, exit_on_error=False)
-    parser.add_argument("-c", "--config", action="config", help="YAML with the study, see configs/study")
-    parser.add_subclass_arguments(Study, "study", required=True)
-    parser.add_argument("--out", type=str, required=True, help="a new or empty folder for the results")
-    config = parser.parse_args(argv)
-    folder = empty_folder(config.out)
-    result = parser.instantiate(config).study.run(lambda line: print(line, file=sys.stderr))
-    files = result.write(folder)
-    settings = folder / "study.yaml"
-    settings.write_text(parser.dump(Namespace(study=config.study), skip_validation=True))
-    print("\n".join([str(result), *(f"wrote {file}" for file in [*files, settings])]))
-    return 0
-
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
-    "report": report_main,
-    "merge": merge_main,
-    "import": import_main,
-    "export": export_main,
-    "study": study_main,
-    "configs": configs_main,
-}
 # Stages whose model and data a checkpoint may name.
 _FROM_CHECKPOINT = ("certify", "predict", "test", "validate")
 # What all stages share; the rest of a configuration belongs to one call of one stage.
 _SHARED = ("seed_everything", "trainer", "model", "data", "certifier")
-_BAD_INPUT = (ValueError, OSError, CorruptDataError, MisconfigurationException, ModuleNotFoundError)
 
 
 class RunConfig(SaveConfigCallback):
@@ -106,8 +76,7 @@ class SmoothingCLI(LightningCLI):
             load_from_checkpoint_support=False,
             parser_kwargs={
                 "prog": "lightning_rs",
-                "description": "Train image classifiers under noise and certify them. Without a model: "
-                f"{', '.join(COMMANDS)} (each with --help).",
+                "description": "Train image classifiers under noise and certify them.",
             },
             args=args,
         )
@@ -135,10 +104,30 @@ class SmoothingCLI(LightningCLI):
         parser.set_defaults(DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse; an error says what was probably meant."""
+        given = with_whole_numbers(sys.argv[1:] if args is None else [str(word) for word in args])
+        for stage in _FROM_CHECKPOINT:
+            self._subcommand_parsers[stage].add_argument(
+                "--untrained",
+                type=bool | None,
+                default=None,
+                help="Without a checkpoint: use random weights on purpose.",
+            )
+        self._told = told(given, "model", LINKED)
+        try:
+            with whole_numbers_in_files():
+                self._parse(parser, given)
+        except (ArgumentError, ValueError) as error:
+            subcommand = next((word for word in given if word in self._subcommand_parsers), "fit")
+            actions = self._subcommand_parsers[subcommand]._actions
+            options = [option[2:] for action in actions for option in action.option_strings if option[:2] == "--"]
+            hint = meant(given, str(error), options).removeprefix("; ")
+            raise ValueError(f"{error}\n{hint}") from error
+
+    def _parse(self, parser: LightningArgumentParser, given: list[str]) -> None:
         """Parse; with ``ckpt_path``, model and data default to what the checkpoint says of itself."""
         # The field's n where a classifier is certified on purpose; the certification that ends a fit is a preview.
         self._subcommand_parsers["certify"].set_defaults({"certifier": {**DEFAULTS["certifier"], "init_args": {}}})
-        given = list(sys.argv[1:] if args is None else args)
         subcommand = next((word for word in given if word in self.subcommands()), None)
         path = _option(given, "--ckpt_path")
         if subcommand in _FROM_CHECKPOINT and path is not None:
@@ -157,29 +146,97 @@ class SmoothingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse a bad checkpoint at once; keep a run in one folder."""
+        assert self.subcommand is not None
         config = self.config[self.subcommand]
         if config.get("ckpt_path") is not None:  # perhaps named by a configuration file
             config["ckpt_path"] = checkpoint_path(config["ckpt_path"])
         path = config.get("ckpt_path")
         self._foreign = path if self.subcommand in _FROM_CHECKPOINT and is_foreign(path) else None
         if self._foreign is None:
-            check_checkpoint(path)
+            check_checkpoint(path, training=self.subcommand == "fit")
         elif config.model.init_args.get("network") == UNKNOWN_NETWORK:
             raise ValueError(unnamed_network(self._foreign))
         logger, root = config.trainer.logger, config.trainer.default_root_dir
         if isinstance(logger, Namespace) and logger.get("init_args.save_dir") == "runs":
             logger["init_args.save_dir"] = str(root)
+        self._continued = run_of(path) if self.subcommand == "fit" else None
+        if self._continued is not None and isinstance(logger, Namespace):
+            continue_logging(logger, self._continued)
 
     def instantiate_classes(self) -> None:
         """Instantiate; the model remembers its data, for the checkpoint."""
         super().instantiate_classes()
         assert self.subcommand is not None
+        config = self.config[self.subcommand]
+        if self.subcommand in _FROM_CHECKPOINT and config.get("ckpt_path") is None and not config.get("untrained"):
+            raise ValueError(
+                f"{self.subcommand} needs the trained classifier, --ckpt_path FILE; with --untrained true it takes "
+                "random weights"
+            )
+        self._refuse_what_contradicts_the_data()
+        if self._continued is not None:
+            states = torch.load(config.ckpt_path, map_location="cpu", weights_only=True).get("callbacks", {})
+            for callback in self.trainer.checkpoint_callbacks:
+                if isinstance(callback, ModelCheckpoint):
+                    restore_folder(callback, states, self._continued)
+        self._give_folder()
         self.model.data_spec = plain(self.config[self.subcommand]["data"])
         self.certifier: Certifier | None = self._get(self.config_init, "certifier")
         if self._foreign is not None:
             rank_zero_warn(self.model.adopt_weights(self._foreign))
             self.config_init[self.subcommand]["ckpt_path"] = None  # it is no checkpoint of Lightning
         prepare_loggers(self.trainer)
+
+    def _refuse_what_contradicts_the_data(self) -> None:
+        """Refuse arguments of the model that follow from the data and were told otherwise."""
+        for name, value in self._told.items():
+            right = getattr(self.datamodule, name)
+            if plain(value) != plain(right):
+                raise ValueError(
+                    f"model.{name} follows from the data, which say {plain(right)!r}, got {value!r}: leave it out, or "
+                    "choose other data"
+                )
+
+    def _give_folder(self) -> None:
+        """Without a logger, keep what the run writes in a folder of its own; a continued training keeps its own."""
+        trainer = self.trainer
+        if trainer.logger is not None or getattr(trainer, "fast_dev_run", False):
+            return
+        trainer.run_folder = self._continued or own_folder(trainer.default_root_dir, str(self.subcommand))
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = os.path.realpath(trainer.run_folder / "checkpoints")  # as Lightning writes it
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            self._run(subcommand)
+        except SystemExit:
+            if subcommand == "fit" and self.trainer.interrupted and self.trainer.state.fn == "fit":
+                self._say_how_to_go_on()
+            raise
+        finally:
+            drop_what_is_empty(self.trainer.run_folder, subcommand)
+
+    def _say_how_to_go_on(self) -> None:
+        trainer = self.trainer
+        saved = getattr(trainer.checkpoint_callback, "last_model_path", "") or getattr(
+            trainer.checkpoint_callback, "best_model_path", ""
+        )
+        if not trainer.is_global_zero:
+            return
+        if not saved:
+            print(f"interrupted in epoch {trainer.current_epoch}, before a checkpoint was saved", file=sys.stderr)
+            return
+        print(
+            f"interrupted in epoch {trainer.current_epoch}; the training goes on, in the same folder, with\n"
+            f"  python -m lightning_rs fit -c {run_directory(trainer) / 'fit.yaml'} --ckpt_path {saved}",
+            file=sys.stderr,
+        )
+
+    def _run(self, subcommand: str) -> None:
+        if subcommand != "fit":
+            warnings.filterwarnings("ignore", message=CALLBACKS_OF_TRAINING)  # until the command ends
+        super()._run_subcommand(subcommand)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -217,40 +274,6 @@ class SmoothingCLI(LightningCLI):
         if self.trainer.is_global_zero and records:
             noise = self.certifier.noise if self.certifier is not None and self.certifier.noise else self.model.noise
             print(f"{summary(records, noise)}\nrecords: {path}\nreport:  python -m lightning_rs report {path}")
-
-
-def main(args: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit status: 0, or 2 for bad input, which is one line on standard error.
-
-    Ctrl-C gives 1. Set LIGHTNING_RS_TRACEBACK=1 to see where an error came from.
-    """
-    words = list(sys.argv[1:] if args is None else args)
-    if not {"", os.getcwd()} & set(sys.path):  # `python -m lightning_rs` finds modules of the current folder, this too
-        sys.path.append(os.getcwd())
-    os.environ.setdefault("WANDB_SILENT", "true")
-    with quiet(training="fit" in words):
-        try:
-            status = _run(words)
-        except SystemExit as stop:  # --help, a parser's error, or Lightning after Ctrl-C
-            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            status = 1
-        except (argparse.ArgumentError, *_BAD_INPUT) as error:
-            if os.environ.get("LIGHTNING_RS_TRACEBACK"):
-                raise
-            report_error(error)
-            status = 2
-        close_loggers(failed=status != 0)
-    return status
-
-
-def _run(words: list[str]) -> int:
-    words = with_shipped(words)
-    if words and words[0] in COMMANDS:
-        return 2 if COMMANDS[words[0]](words[1:]) else 0
-    SmoothingCLI(words)
-    return 0
 
 
 def _option(words: Sequence[str], name: str) -> str | None:

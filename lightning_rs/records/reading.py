@@ -102,6 +102,12 @@ def is_sidecar(path: str | Path) -> bool:
     return str(path).endswith(_SIDECAR)
 
 
+def is_record_file(path: str | Path) -> bool:
+    """Return whether a file begins as record files do."""
+    with open(path, "rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 def read_seconds(path: str | Path) -> dict[int, float]:
     """Return the seconds each image took, by index, from the sidecar of a record file; empty if there is none.
 

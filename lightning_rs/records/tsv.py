@@ -10,6 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from lightning_rs.checks import naming
 from lightning_rs.records.certification import Ball, Certification, to_line
 from lightning_rs.records.header import Header, environment
 from lightning_rs.records.plausibility import check_import, largest_radius
@@ -152,7 +153,7 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
         radius = floor_decimals(record.radius, DECIMALS)
         fields = (record.index, record.label, record.prediction, radius, int(record.correct), clock)
         lines.append("\t".join(map(str, fields)))
-    with open(out, "x") as file:
+    with naming(out), open(out, "x") as file:
         file.write("\n".join(lines) + "\n")
     return len(records)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from lightning_rs.checks import naming
 from lightning_rs.records.certification import Certification, to_line
 from lightning_rs.records.header import Header, environment
 from lightning_rs.records.reading import is_sidecar, load, scan, sidecar_path
@@ -34,6 +35,8 @@ class RecordFile:
 
     def __init__(self, path: str | Path, header: Header) -> None:
         self.path = Path(path)
+        if self.path.exists() and not self.path.is_file():  # a device can be read for ever, a pipe never
+            raise ValueError(f"records must be a file, got {self.path}, which is {_kind(self.path)}")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -114,10 +117,11 @@ class RecordFile:
             raise ValueError(f"{self.path} is closed")
         size = os.fstat(self._fd).st_size
         try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-            os.fsync(self._fd)
+            with naming(self.path):
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+                os.fsync(self._fd)
         except BaseException:
             # A full disk or Ctrl-C must not leave half a line in the middle of the file.
             os.ftruncate(self._fd, size)
@@ -126,7 +130,7 @@ class RecordFile:
     def _note(self, *entries: dict[str, Any]) -> None:
         # The newline in front ends a line that a killed process may have left unfinished.
         lines = "".join("\n" + to_line(entry) for entry in entries)
-        with open(sidecar_path(self.path), "a") as sidecar:
+        with naming(sidecar_path(self.path)), open(sidecar_path(self.path), "a") as sidecar:
             sidecar.write(lines)
 
 
@@ -174,7 +178,8 @@ def merge_sidecars(paths: Sequence[str | Path], out: str | Path) -> None:
     """Put the timings and environments of several record files beside the merged one."""
     sidecars = [sidecar_path(path) for path in paths if not is_sidecar(path)]
     texts = [sidecar.read_text(errors="replace") for sidecar in sidecars if sidecar.is_file()]
-    sidecar_path(out).write_text("\n".join(texts))
+    with naming(sidecar_path(out)):
+        sidecar_path(out).write_text("\n".join(texts))
 
 
 def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
@@ -188,12 +193,16 @@ def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
         return
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with open(temporary, "w") as file:
+    with naming(out), open(temporary, "w") as file:
         file.write("".join(line + "\n" for line in (header.to_json(), *lines)))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, out)
     _sync_folder(out.parent)
+
+
+def _kind(path: Path) -> str:
+    return "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "a device"
 
 
 def refuse_other_binding(path: Path, header: Header, other: Header, other_path: Path | None = None) -> None:

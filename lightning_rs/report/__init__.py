@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
+from lightning_rs.checks import check_alpha, check_choice, check_nonnegative, naming
 from lightning_rs.plots import certified_accuracy_figure, change_figure, save_figure
 from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.groups import Group, default_radii
@@ -118,7 +118,8 @@ def _write(group: Group, folder: Path, first: bool, formats: Sequence[str]) -> l
     for name in formats:
         file = folder / f"{stem}.{name}"
         if name in texts:
-            file.write_text(texts[name]())
+            with naming(file):
+                file.write_text(texts[name]())
         else:
             curves = {run.name: run.records for run in group.runs}
             save_figure(certified_accuracy_figure(curves, group.norm), file)

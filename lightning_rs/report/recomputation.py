@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lightning_rs.certificates.base import Certificate, Setting
 from lightning_rs.checks import check_alpha
-from lightning_rs.evidence import Votes
-from lightning_rs.noise.base import noise_from_dict
 from lightning_rs.report.runs import Run, rebuild_certificate
+
+if TYPE_CHECKING:
+    from lightning_rs.certificates.base import Certificate
 
 
 def recompute(run: Run, alpha: float) -> Run:
@@ -23,6 +24,10 @@ def recompute(run: Run, alpha: float) -> Run:
         ValueError: for alpha outside (0, 1), and wherever it would not be sound: imported files, data-dependent
             stopping, randomized bounds, certificates that read more than votes.
     """
+    from lightning_rs.certificates.base import Setting  # here, because theorems and laws load torch
+    from lightning_rs.evidence import Votes
+    from lightning_rs.noise import noise_from_dict
+
     check_alpha(alpha)
     if run.header.imported:
         raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
@@ -63,6 +68,8 @@ def recompute(run: Run, alpha: float) -> Run:
 
 
 def _refuse_unsound(run: Run, certificate: Certificate) -> None:
+    from lightning_rs.evidence import Votes
+
     modes = sorted({record.mode for record in run.records} - {"fixed"})
     if modes:
         raise ValueError(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_rs.announce import announced
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.engine.streams import image_sha256
@@ -24,6 +25,7 @@ from lightning_rs.records import Certification, Header
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.files import RecordSet
+from lightning_rs.stages.power import smallest_n_to_certify
 from lightning_rs.stages.progress import Progress, duration
 from lightning_rs.stages.ranks import on_rank_zero
 
@@ -85,15 +87,18 @@ class CertificationStage(SmoothingStage):
         first = self.one(0)
         # A tuned size must agree between ranks and with the records to resume, so it is settled before the rest.
         tuned = self.certifier.runtime.micro_batch == "tune"
-        self.open_session(2 if tuned else None)
+        with announced("preparing the network", quiet=not trainer.is_global_zero):
+            self.open_session(2 if tuned else None)
         indices = [int(i) for i in subset.indices]
         if tuned:
             path = self._path(self._header(indices))
             recorded = on_rank_zero(trainer, lambda: RecordSet.recorded_micro_batch(path))
-            self.open_session(recorded)
+            with announced("tuning the micro-batch", quiet=not trainer.is_global_zero):
+                self.open_session(recorded)
             self.open_session(trainer.strategy.broadcast(self.session.prepared.micro_batch))
         self.check_images(first)
-        self.session.probe(first["image"])
+        with announced("comparing the prepared network with the given one", quiet=not trainer.is_global_zero):
+            self.session.probe(first["image"])
         header = self._header(indices)
         files = RecordSet(self._path(header), header, trainer.global_rank, trainer.world_size)
         done = on_rank_zero(trainer, files.resume)
@@ -176,6 +181,7 @@ class CertificationStage(SmoothingStage):
             "checkpoint": self._checkpoint(),
             "model": dict(self.model.hparams),
             "root": described.get("root"),
+            "sigma": session.noise.sigma,  # for reports, which do not load the laws
             "remarks": list(session.prepared.remarks),
             "probe": None if session.probed is None else vars(session.probed),
             **({} if session.exactness is None else {"exact": session.exactness}),
@@ -246,6 +252,14 @@ class CertificationStage(SmoothingStage):
             f"  labels changed by the runtime: {probe.changed:.2%} of {probe.rows}; "
             f"independent of micro-batch companions: {alone}"
         )
+        needed = smallest_n_to_certify(
+            self.certifier, self.session.noise, self.session.prepared.shape, self.session.prepared.num_classes
+        )
+        if self.certifier.n < needed:
+            self.say(
+                f"  note: every image abstains: n = {self.certifier.n} samples cannot certify anything at alpha = "
+                f"{self.certifier.alpha:g}, even if all agree; the smallest useful n is {needed}"
+            )
         for remark in self.session.prepared.remarks:
             self.say(f"  note: {remark}")
 

@@ -11,12 +11,15 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lightning_rs.announce import announced
 from lightning_rs.certifier import Certifier
+from lightning_rs.checks import naming
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.loggers import run_directory
 from lightning_rs.noise import EnumeratedNoise, noise_to_dict
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
+from lightning_rs.stages.power import smallest_n_to_predict
 from lightning_rs.stages.progress import duration
 from lightning_rs.stages.ranks import on_rank_zero
 
@@ -48,9 +51,10 @@ class PredictionStage(SmoothingStage):
         self.path = folder / self.path.name
         subset = self.data.certification_subset()
         first = self.one(0)
-        session = self.open_session()
-        self.check_images(first)
-        session.probe(first["image"])
+        with announced("preparing the network", quiet=not trainer.is_global_zero):
+            session = self.open_session()
+            self.check_images(first)
+            session.probe(first["image"])
         folder.mkdir(parents=True, exist_ok=True)
         self._write(self._part(trainer.global_rank), [list(_COLUMNS)], "w")
         samples = session.noise.size if isinstance(session.noise, EnumeratedNoise) else self.certifier.n
@@ -59,6 +63,12 @@ class PredictionStage(SmoothingStage):
             f"predict {len(subset)} images of {self.data.name} ({self.data.certify_split}) under {session.noise!r}: "
             f"{samples:,} samples an image, alpha {self.certifier.alpha:g}, about {duration(seconds)}"
         )
+        needed = smallest_n_to_predict(self.certifier.alpha)
+        if samples < needed and not isinstance(session.noise, EnumeratedNoise):
+            self.say(
+                f"  note: every image abstains: n = {samples} samples are never significant at alpha = "
+                f"{self.certifier.alpha:g}, even if all agree; the smallest useful n is {needed}"
+            )
         return self.loader(range(len(subset)))
 
     def _step(self, batch: Mapping[str, Tensor]) -> list[int]:
@@ -109,5 +119,5 @@ class PredictionStage(SmoothingStage):
 
     @staticmethod
     def _write(path: Path, rows: list[list[Any]], mode: str) -> None:
-        with open(path, mode, newline="") as file:
+        with naming(path), open(path, mode, newline="") as file:
             csv.writer(file).writerows(rows)

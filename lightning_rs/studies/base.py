@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_rs.checks import check_at_least, check_nonnegative
+from lightning_rs.checks import check_at_least, check_nonnegative, naming
 from lightning_rs.noise.norm_power import SMALLEST_GAP
 from lightning_rs.plots import save_figure
 from lightning_rs.report.tables import Table
@@ -57,7 +57,8 @@ class StudyResult:
             "study.json": json.dumps({"tables": dict(self.tables), "notes": list(self.notes)}, indent=1) + "\n",
         }
         for name, text in texts.items():
-            (folder / name).write_text(text)
+            with naming(folder / name):
+                (folder / name).write_text(text)
             files.append(folder / name)
         return files
 
@@ -101,7 +102,7 @@ def _cell(value: float | int | str) -> str:
 
 
 def _write_csv(path: Path, rows: Sequence[Row]) -> Path:
-    with open(path, "w", newline="") as file:
+    with naming(path), open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)

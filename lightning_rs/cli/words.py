@@ -1,0 +1,92 @@
+"""What people write, as the parser wants it: whole numbers in any usual writing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import get_loader, set_loader
+
+_WHOLE = re.compile(r"\+?\d[\d_]*(\.\d*)?([eE]\+?\d+)?|\d{1,3}(,\d{3})+")
+# Options whose value is a name, even where it looks like a number.
+_NAMES = re.compile(r"(^-c|config|records|ckpt_path|shard|root|dir|name|project|id|version|path)$")
+_LARGEST = 10**18
+
+
+def whole(text: str) -> int | None:
+    """Return the whole number >= 2 that a text stands for: 100000, 1e5, 1E+5, 1.5e3, 100_000, 100,000, 100000.0.
+
+    None for other texts, and below 2: there, 1 and 1.0 are different things to Lightning (one batch, all batches).
+    """
+    if not _WHOLE.fullmatch(text):
+        return None
+    number = Decimal(text.replace("_", "").replace(",", ""))
+    return int(number) if number == number.to_integral_value() and 2 <= number < _LARGEST else None
+
+
+def whole_number(text: str) -> int:
+    """Return a whole number, for argparse; raise ``ValueError`` for other texts."""
+    found = whole(text)
+    return int(text) if found is None else found
+
+
+def with_whole_numbers(words: Sequence[str]) -> list[str]:
+    """Return a command's words with whole numbers written plainly; values of options that take a name stay."""
+    plain, option = [], ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        if word.startswith("-") and equals:
+            found = None if _NAMES.search(name) else whole(value)
+            plain.append(word if found is None else f"{name}={found}")
+        else:
+            found = whole(word) if option.startswith("-") and not _NAMES.search(option) else None
+            plain.append(word if found is None else str(found))
+        option = word
+    return plain
+
+
+def told(words: Sequence[str], group: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return which arguments of a group, as ``model``, are written in the words or in the files that they name.
+
+    The parser fills in the defaults of a class, so that afterwards nobody knows what was asked for.
+    """
+    found: dict[str, Any] = {}
+    for position, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if not equals:
+            value = words[position + 1] if position + 1 < len(words) else ""
+        if option in ("-c", "--config") and Path(value).is_file():
+            content = yaml.safe_load(Path(value).read_text())
+            part = content.get(group) if isinstance(content, dict) else None
+            arguments = part.get("init_args") if isinstance(part, dict) else None
+            found |= {name: arguments[name] for name in names if name in arguments} if arguments else {}
+        head, _, name = option.removeprefix("--").rpartition(".")
+        if head in (group, f"{group}.init_args") and name in names:
+            found[name] = yaml.safe_load(value)
+    return found
+
+
+@contextmanager
+def whole_numbers_in_files() -> Iterator[None]:
+    """Within it, ``n: 1e5`` in a configuration is the whole number; where a float is wanted it becomes one again."""
+    load = get_loader("yaml")
+    set_loader("yaml", lambda stream: _plain(load(stream)))
+    try:
+        yield
+    finally:
+        set_loader("yaml", load)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and value.is_integer() and 2 <= value < _LARGEST:
+        return int(value)
+    return value
