@@ -7,7 +7,7 @@ import sys
 import warnings
 from argparse import ArgumentError
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -105,7 +105,7 @@ class SmoothingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; an error says what was probably meant."""
-        given = with_whole_numbers(sys.argv[1:] if args is None else [str(word) for word in args])
+        given = with_whole_numbers(sys.argv[1:] if args is None else cast("Sequence[str]", args))
         for stage in _FROM_CHECKPOINT:
             self._subcommand_parsers[stage].add_argument(
                 "--untrained",

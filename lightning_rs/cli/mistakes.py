@@ -66,12 +66,12 @@ def _within(name: str, known: Iterable[str]) -> bool:
 
 
 def _names(package: Any) -> list[str]:
-    return list(getattr(package, "__all__", dir(package)))
+    return [name for name in getattr(package, "__all__", dir(package)) if name[0].isupper()]
 
 
 def _parameters(owners: Iterable[Any]) -> set[str]:
     kinds = [kind for owner in owners for kind in ([owner] if inspect.isclass(owner) else _classes(owner))]
-    return {name for kind in kinds for name in inspect.signature(kind.__init__).parameters if name != "self"}
+    return {name for kind in kinds for name in inspect.signature(kind).parameters}
 
 
 def _classes(package: Any) -> list[type]:

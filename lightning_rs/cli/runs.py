@@ -32,7 +32,7 @@ def continue_logging(logger: Namespace, run: Path) -> None:
     """
     kind = logger.class_path.rpartition(".")[2]
     chosen = logger.init_args
-    if kind not in ("WandbLogger", "TensorBoardLogger", "CSVLogger"):
+    if kind not in ("WandbLogger", "TensorBoardLogger"):  # Lightning's CSVLogger deletes what it finds in a folder
         return
     wandb = kind == "WandbLogger"
     label = str(chosen.get("project" if wandb else "name") or "")
