@@ -98,13 +98,9 @@ def test_damaged_checkpoints(stage: str, tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_other_files_than_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for contents, said in (
-        ({"weights": torch.zeros(2)}, "holds no 'state_dict'"),
-        ({"state_dict": {}, "arch": "resnet50"}, "load_cohen_checkpoint"),
-    ):
-        torch.save(contents, tmp_path / "x.ckpt")
-        assert run("certify", "--ckpt_path", tmp_path / "x.ckpt") == 2
-        assert said in _error(capsys)
+    torch.save({"weights": torch.zeros(2)}, tmp_path / "x.ckpt")
+    assert run("certify", "--ckpt_path", tmp_path / "x.ckpt") == 2
+    assert "holds weights and does not name their architecture" in _error(capsys)
 
 
 def test_a_checkpoint_of_another_class_of_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +125,7 @@ def test_a_corrupt_record_file_is_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert out.read_bytes() == before
     out.write_text("idx\tlabel\n0\t3\n")
     assert certify(out) == 2
-    assert f"{out}:1: not a line of JSON" in _error(capsys)
+    assert f"{out}:1: not a record file" in _error(capsys)
     assert out.read_text() == "idx\tlabel\n0\t3\n"
 
 

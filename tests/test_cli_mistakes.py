@@ -108,7 +108,7 @@ NEAR = {
     "--model.netwrok=mlp": "did you mean model.network",
     "--model.noise.sgima=1": "did you mean model.noise.sigma",
     "--model.noise=GausianNoise": "did you mean GaussianNoise",
-    "--data=Digts": "did you mean Digits",
+    "--data=Digit": "did you mean Digits",
     "--data.bach_size=5": "did you mean data.batch_size",
     "--trainer.callbacks=EpochEndCertificatio": "did you mean EpochEndCertification",
     "--trainer.max_epohcs=5": "did you mean trainer.max_epochs",
@@ -300,7 +300,7 @@ def test_the_smallest_useful_number_of_samples(tmp_path: Path, capsys: pytest.Ca
     assert certify(tmp_path / "r.jsonl", n=9, max=1) == 0
     assert "the smallest useful n is 10" in capsys.readouterr().err
     assert certify(tmp_path / "s.jsonl", n=10, max=1) == 0
-    assert "useful" not in capsys.readouterr().err
+    assert "smallest useful" not in capsys.readouterr().err
     assert run("predict", "--ckpt_path", trained(), "--certifier.n=10", "--data.max=1") == 0
     assert "the smallest useful n is 11" in capsys.readouterr().err
 
@@ -317,7 +317,7 @@ class Interrupting(pl.Callback):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.filterwarnings("ignore:.*You're resuming from a checkpoint that ended before the epoch ended")
-@pytest.mark.parametrize("logger", ["none", "csv", "wandb"])
+@pytest.mark.parametrize("logger", ["none", "wandb"])
 def test_an_interrupted_training_says_how_it_goes_on(
     logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -328,11 +328,8 @@ def test_an_interrupted_training_says_how_it_goes_on(
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("WANDB_MODE", "offline")
     plain = [word for word in PLAIN if "logger" not in word]
-    chosen = {
-        "none": ["--trainer.logger=false"],
-        "csv": ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=logs"],
-    }
-    words = ["fit", "--trainer.max_epochs=4", "--certifier=null", *plain, *chosen.get(logger, [])]
+    chosen = ["--trainer.logger=false"] if logger == "none" else []
+    words = ["fit", "--trainer.max_epochs=4", "--certifier=null", *plain, *chosen]
     saving = "{class_path: ModelCheckpoint, init_args: {save_last: true}}"
     stopping = f"--trainer.callbacks=[{saving}, interrupting.Interrupting]"
     handler = signal.getsignal(signal.SIGINT)
