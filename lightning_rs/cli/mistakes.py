@@ -75,4 +75,5 @@ def _parameters(owners: Iterable[Any]) -> set[str]:
 
 
 def _classes(package: Any) -> list[type]:
-    return [kind for kind in (getattr(package, name) for name in _names(package)) if inspect.isclass(kind)]
+    found = [getattr(package, name) for name in _names(package)]
+    return [kind for kind in found if inspect.isclass(kind) and not issubclass(kind, BaseException)]
