@@ -447,17 +447,20 @@ class TestMicroBatch:
 
 
 class TestDescription:
-    def test_says_what_ran(self) -> None:
-        described = Runtime(precision="bf16-true", micro_batch=10, threads=1).prepare(tiny_cnn(), SHAPE).describe()
-        assert described == {
-            "precision": "bf16-true",
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+    def test_says_what_ran(self, precision: Any) -> None:
+        prepared = Runtime(precision=precision, micro_batch=10, threads=1).prepare(tiny_cnn(), SHAPE)
+        fusible = precision == "32-true" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert prepared.describe() == {
+            "precision": precision,
             "channels_last": True,
             "folded": True,
-            "fused": True,
+            "fused": fusible,
             "compiled": False,
             "micro_batch": 10,
             "device": "cpu",
         }
+        assert any("layers not fused" in remark for remark in prepared.remarks) == (not fusible)
 
     def test_threads_are_not_part_of_it_because_results_do_not_depend_on_them(self) -> None:
         one, two = (Runtime(threads=t, micro_batch=8).prepare(tiny_cnn(), SHAPE) for t in (1, 2))

@@ -23,6 +23,7 @@ from lightning_rs.checks import check_at_least, check_choice
 from lightning_rs.engine.compile.fold import fold_batchnorm
 from lightning_rs.engine.compile.fuse import fuse_for_cpu
 from lightning_rs.engine.compile.quantize import fingerprint, quantize_for_cpu, synthetic_images
+from lightning_rs.engine.compile.quantized_layers import weight_limit
 from lightning_rs.engine.workers import Workers, one_thread
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true", "int8"]
@@ -222,7 +223,7 @@ class PreparedNetwork:
             "compiled": self.compiled,
             "micro_batch": self.micro_batch,
             "device": self.device.type,
-            **({"scales": self._scales} if self._scales else {}),
+            **({"scales": self._scales, "weight_limit": weight_limit()} if self._scales else {}),
         }
 
     @torch.inference_mode()

@@ -11,7 +11,13 @@ from lightning_rs import Certifier, GaussianNoise
 from lightning_rs.certificates import DeterministicSplittingL1
 from lightning_rs.engine.compile.fused_layers import FusedConv2d
 from lightning_rs.engine.compile.quantize import synthetic_images
-from lightning_rs.engine.compile.quantized_layers import Grid, QuantizedConv2d, QuantizedLinear, integer_weights
+from lightning_rs.engine.compile.quantized_layers import (
+    Grid,
+    QuantizedConv2d,
+    QuantizedLinear,
+    integer_weights,
+    weight_limit,
+)
 from lightning_rs.engine.runtime import PreparedNetwork, Runtime
 from lightning_rs.networks import build_network
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
@@ -69,19 +75,65 @@ def test_scales_do_not_see_rounding_errors() -> None:
     assert Grid.covering(0.0, 1.03) == Grid.covering(0.0, 1.03 * (1 + 1e-7))
 
 
-def test_weights_are_rounded_by_output() -> None:
+def limits() -> list[int]:
+    """The weights that this processor sums exactly: those of 7 bits everywhere, those of 8 with VNNI."""
+    return sorted({64, weight_limit()})
+
+
+@pytest.mark.parametrize("limit", [64, 127])
+def test_weights_are_rounded_by_output(limit: int) -> None:
     weight = torch.randn(5, 3, 3, 3) * torch.tensor([1e-3, 1.0, 10.0, 0.0, 1.0]).view(5, 1, 1, 1)
-    codes, scales = integer_weights(weight)
+    codes, scales = integer_weights(weight, limit)
     assert codes.dtype == torch.int8
+    assert codes.abs().max() == limit
     error = (codes.float() * scales.view(5, 1, 1, 1) - weight).abs().flatten(1).amax(1)
     assert (error <= scales * 0.5001).all()
     assert codes[3].abs().max() == 0
 
 
+def saturates(limit: int) -> bool:
+    """Say whether this processor's sums of the largest codes and weights go wrong."""
+    linear = nn.Linear(32, 1, bias=False).requires_grad_(False)
+    linear.weight.fill_(1.0)
+    codes = torch.full((2, 32), 255, dtype=torch.uint8)
+    return not torch.allclose(QuantizedLinear(linear, 2, Grid(1.0), limit)(codes), torch.full((2, 1), 255.0 * 32))
+
+
+def test_the_limit_is_the_largest_that_does_not_saturate() -> None:
+    assert weight_limit() in (64, 127)
+    assert not saturates(weight_limit())
+    if weight_limit() < 127:
+        assert saturates(127)
+        assert saturates(65), "one more would be too much already"
+
+
+@pytest.mark.parametrize("limit", limits())
+def test_the_largest_sums_do_not_saturate(limit: int) -> None:
+    torch.manual_seed(3)
+    for features in (8, 33, 512):
+        linear = nn.Linear(features, 24).requires_grad_(False)
+        linear.weight.copy_(torch.randint(0, 2, (24, features)) * 2.0 - 1)
+        codes = torch.full((4, features), 255, dtype=torch.uint8)
+        exact = 255.0 * linear.weight.sum(1) + linear.bias
+        found = QuantizedLinear(linear, 4, Grid(1.0), limit)(codes)
+        torch.testing.assert_close(found, exact.expand(4, -1), rtol=1e-5, atol=1e-2)
+    for channels, outputs, kernel in ((2, 12, 3), (8, 8, 3), (32, 64, 1), (16, 16, 5)):
+        conv = nn.Conv2d(channels, outputs, kernel).requires_grad_(False)
+        conv.weight.copy_(torch.randint(0, 2, conv.weight.shape) * 2.0 - 1)
+        x = torch.full((4, channels, 8, 8), 255.0).contiguous(memory_format=torch.channels_last)
+        exact = F.conv2d(x, conv.weight, conv.bias)
+        target = Grid.covering(float(exact.min()), float(exact.max()))
+        layer = QuantizedConv2d(FusedConv2d(conv, x), tuple(x.shape), Grid(1.0), target, limit=limit)
+        assert (target.values(layer(x.to(torch.uint8))) - exact).abs().max() <= target.scale * 0.51
+
+
+@pytest.mark.parametrize("limit", limits())
 @pytest.mark.parametrize("relu", [False, True])
 @pytest.mark.parametrize("padding", [0, 1])
 @pytest.mark.parametrize("residual", [False, True])
-def test_a_convolution_of_codes_is_that_of_the_numbers_they_stand_for(relu: bool, padding: int, residual: bool) -> None:
+def test_a_convolution_of_codes_is_that_of_the_numbers_they_stand_for(
+    relu: bool, padding: int, residual: bool, limit: int
+) -> None:
     torch.manual_seed(2)
     conv = nn.Conv2d(6, 8, 3, padding=padding).requires_grad_(False)
     x, other = images_last(4, 6, 9, 9), images_last(4, 8, 7 + 2 * padding, 7 + 2 * padding).relu()
@@ -91,8 +143,9 @@ def test_a_convolution_of_codes_is_that_of_the_numbers_they_stand_for(relu: bool
         Grid.covering(0.0 if relu else -5.0, 5.0),
     )
     codes, kept = source.codes(x), summand.codes(other)
-    layer = QuantizedConv2d(FusedConv2d(conv, x, relu), tuple(x.shape), source, target, summand if residual else None)
-    weights, scales = integer_weights(conv.weight)
+    kept_grid = summand if residual else None
+    layer = QuantizedConv2d(FusedConv2d(conv, x, relu), tuple(x.shape), source, target, kept_grid, limit)
+    weights, scales = integer_weights(conv.weight, limit)
     exact = F.conv2d(source.values(codes), weights.float() * scales.view(-1, 1, 1, 1), conv.bias, padding=padding)
     exact = exact + (summand.values(kept) if residual else 0)
     exact = exact.relu() if relu else exact
@@ -104,13 +157,14 @@ def test_a_convolution_of_codes_is_that_of_the_numbers_they_stand_for(relu: bool
     assert torch.equal(given, kept), "the shortcut is still needed"
 
 
-def test_a_linear_layer_of_codes() -> None:
+@pytest.mark.parametrize("limit", limits())
+def test_a_linear_layer_of_codes(limit: int) -> None:
     linear = nn.Linear(40, 7).requires_grad_(False)
     grid = Grid.covering(-2.0, 3.0)
     codes = grid.codes(torch.randn(6, 40))
-    weights, scales = integer_weights(linear.weight)
+    weights, scales = integer_weights(linear.weight, limit)
     exact = F.linear(grid.values(codes), weights.float() * scales[:, None], linear.bias)
-    assert torch.allclose(QuantizedLinear(linear, 6, grid)(codes), exact, atol=1e-4)
+    assert torch.allclose(QuantizedLinear(linear, 6, grid, limit)(codes), exact, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +202,8 @@ def test_the_classifier_depends_on_network_and_noise_only() -> None:
     assert one.prepared.describe()["scales"] != other.prepared.describe()["scales"]
     rows = torch.rand(16, 784)
     assert torch.equal(one.prepared.logits(rows), two.prepared.logits(rows))
-    assert "scales" not in Runtime().prepare(network, shape).describe()
+    assert one.prepared.describe()["weight_limit"] == weight_limit()
+    assert not {"scales", "weight_limit"} & set(Runtime().prepare(network, shape).describe())
 
 
 def test_splitting_noise_and_votes_run_on_integers() -> None:

@@ -1,7 +1,13 @@
-"""Layers on 8-bit integers (oneDNN, AVX-512 VNNI or AMX); :mod:`quantize` puts them in."""
+"""Layers on 8-bit integers (oneDNN; AVX-512 VNNI or AMX are fast); :mod:`quantize` puts them in.
+
+Processors without VNNI add products of codes and weights in pairs on 16 bits, which saturate: 2 x 255 x 127 > 32767.
+There weights get 7 bits (2 x 255 x 64 < 32767), so that integer sums are exact on every processor; :func:`weight_limit`
+tries the layers to find out.
+"""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +45,57 @@ class Grid:
         return (codes.float() - self.zero) * self.scale
 
 
-def integer_weights(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round weights (outputs, ...) to int8, each output on a symmetric grid of its own: codes and scales."""
-    scales = weight.abs().flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny * 128) / 127
-    codes = (weight / scales.view(-1, *(1,) * (weight.ndim - 1))).round().clamp(-127, 127)
+# Largest weight of 7 and of 8 bits.
+_NARROW, _WIDE = 64, 127
+
+
+def integer_weights(weight: Tensor, limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Round weights (outputs, ...) to int8, each output on a symmetric grid of its own: codes and scales.
+
+    Args:
+        weight: float32 weights.
+        limit: largest code; None: what :func:`weight_limit` finds.
+    """
+    limit = weight_limit() if limit is None else limit
+    scales = weight.abs().flatten(1).amax(1).clamp_min(torch.finfo(torch.float32).tiny * 128) / limit
+    codes = (weight / scales.view(-1, *(1,) * (weight.ndim - 1))).round().clamp(-limit, limit)
     return codes.to(torch.int8), scales
+
+
+@functools.cache
+@torch.inference_mode()
+def weight_limit() -> int:
+    """Return the largest integer weight for which this processor's sums are exact: 127, or 64 without VNNI.
+
+    Found by running convolutions and linear layers on the largest codes and weights, not from what the processor says
+    of itself: what counts is what oneDNN does with it.
+    """
+    return _WIDE if _sums_are_exact(_WIDE) else _NARROW
+
+
+def _sums_are_exact(limit: int) -> bool:
+    """Say whether layers whose codes are all 255 and whose weights are all ``limit`` give the sums of integers."""
+    unit, rows = Grid(1.0), 4
+    exact = []
+    for features in (16, 64, 100):
+        linear = _all_ones(nn.Linear(features, 16))
+        codes = torch.full((rows, features), 255, dtype=torch.uint8)
+        found = QuantizedLinear(linear, rows, unit, limit)(codes)
+        exact.append(torch.allclose(found, torch.full_like(found, 255.0 * features), rtol=1e-4))
+    for channels, kernel in ((2, 3), (16, 3), (64, 1)):
+        conv = _all_ones(nn.Conv2d(channels, 16, kernel))
+        images = torch.full((rows, channels, 8, 8), 255.0).contiguous(memory_format=torch.channels_last)
+        total = 255 * channels * kernel**2
+        layer = QuantizedConv2d(FusedConv2d(conv, images), tuple(images.shape), unit, Grid(total / 200), limit=limit)
+        exact.append(bool((layer(images.to(torch.uint8)) == 200).all()))
+    return all(exact)
+
+
+def _all_ones(layer: nn.Conv2d | nn.Linear) -> Any:
+    assert layer.bias is not None
+    nn.init.ones_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer.requires_grad_(False)
 
 
 class Quantize(nn.Module):
@@ -79,17 +131,24 @@ class QuantizedConv2d(nn.Module):
         source: grid of the input.
         target: grid of the output.
         other: grid of the second input, if there is one.
+        limit: largest integer weight; None: what this processor sums exactly.
     """
 
     def __init__(
-        self, conv: FusedConv2d, shape: tuple[int, ...], source: Grid, target: Grid, other: Grid | None = None
+        self,
+        conv: FusedConv2d,
+        shape: tuple[int, ...],
+        source: Grid,
+        target: Grid,
+        other: Grid | None = None,
+        limit: int | None = None,
     ) -> None:
         super().__init__()
         padding, stride, dilation, groups = conv.geometry
         self.geometry = (stride, padding, dilation, groups)
         self.source, self.target, self.other = source, target, other
         self.relu, self.overwrite = conv.relu, conv.overwrite
-        codes, self.scales = integer_weights(conv.weight.to_dense().float())
+        codes, self.scales = integer_weights(conv.weight.to_dense().float(), limit)
         grid = (source.scale, source.zero)
         prepack: Any = torch.ops.onednn.qconv_prepack
         self.weight = prepack(codes, self.scales, *grid, *self.geometry, list(shape))
@@ -116,12 +175,13 @@ class QuantizedLinear(nn.Module):
         linear: the layer in float32.
         rows: number of rows of the inputs.
         source: grid of the input.
+        limit: largest integer weight; None: what this processor sums exactly.
     """
 
-    def __init__(self, linear: nn.Linear, rows: int, source: Grid) -> None:
+    def __init__(self, linear: nn.Linear, rows: int, source: Grid, limit: int | None = None) -> None:
         super().__init__()
         self.source = source
-        codes, self.scales = integer_weights(linear.weight.detach().float())
+        codes, self.scales = integer_weights(linear.weight.detach().float(), limit)
         prepack: Any = torch.ops.onednn.qlinear_prepack
         self.weight = prepack(codes, [rows, linear.in_features])
         self.zeros = torch.zeros(len(self.scales), dtype=torch.int64)
