@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rs.budgets import Group, Outcome, Selection, Task
-from lightning_rs.certificates.base import ABSTAIN
+from lightning_rs.certificates.base import ABSTAIN, Certificate, TopVoteCertificate
 from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.checks import check_alpha, check_choice
 from lightning_rs.engine.calibration import calibration_rows
+from lightning_rs.engine.recheck import Checked
 from lightning_rs.engine.runtime import Probe
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import Purpose, fresh_seed
@@ -77,6 +78,9 @@ class Session:
         on_samples: Callable[[int], None] | None,
     ) -> None:
         check_choice("stage", stage, _PURPOSES)
+        exact = [c.name for c in certifier.certificates if c.exact]
+        if exact and certifier.runtime.stochastic_network:
+            raise ValueError(f"stochastic_network must be False for the exact certificate {exact[0]}, got True")
         self.certifier = certifier
         self.noise = noise
         self.domain = domain
@@ -191,11 +195,28 @@ class Session:
             raise ValueError(f"indices must not repeat, got {twice} more than once")
         if self.probed is None and len(images):
             self.probe(images)
+        self.prepared.check_flags()
         size = self._group_size(len(images))
-        for start in range(0, len(images), size):
-            rows = slice(start, start + size)
-            group = Group(images[rows], own_indices[rows], None if own_labels is None else own_labels[rows])
-            yield from self._certify_group(group)
+        parts = [slice(start, start + size) for start in range(0, len(images), size)]
+        groups = [Group(images[p], own_indices[p], None if own_labels is None else own_labels[p]) for p in parts]
+        yield from self._certify_groups(groups)
+
+    def _certify_groups(self, groups: Sequence[Group]) -> Iterator[Certification]:
+        """Yield the records of groups, each once nothing of it is still to run again: groups share those runs."""
+        rechecks, held = self.sampler.rechecks, deque[tuple[Group, list[Certification]]]()
+        try:
+            for group in groups:
+                held.append((group, self._certify_group(group)))
+                while held and (rechecks is None or rechecks.finished(held[0][0].indices)):
+                    yield from map(self._checked, held.popleft()[1])
+            if rechecks is not None:
+                rechecks.settle()
+            for _, records in held:
+                yield from map(self._checked, records)
+        finally:
+            self.sampler.doubtful.clear()
+            if rechecks is not None:
+                rechecks.clear()
 
     @torch.inference_mode()
     def predict(self, images: Tensor, n: int = 1000, alpha: float = 0.001, seed: int | None = None) -> Predictions:
@@ -215,11 +236,13 @@ class Session:
             ValueError: for bad images, alpha outside (0, 1), n < 1, or a network with NaN or infinite logits.
         """
         self._check_images(images)
+        self.prepared.check_flags()
         level = self._level(float(check_alpha(alpha)), n)
         if self.probed is None and len(images):
             self.probe(images)
         entropy = fresh_seed() if seed is None else int(seed)
         sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n, self.lattice)
+        sampler.tolerance = self.sampler.tolerance
         exact = isinstance(self.noise, EnumeratedNoise)
         kind: type[Votes] = EnumeratedVotes if exact else Votes
         evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
@@ -229,17 +252,34 @@ class Session:
         top, second = _top_two(counts)
         rows = np.arange(len(counts))
         runner = counts[rows, second] if counts.shape[1] > 1 else np.zeros(len(counts), dtype=np.int64)
-        p_value = np.zeros(len(counts)) if exact else np.asarray(top_class_p_value(counts[rows, top], runner))
+        doubt = self._doubt(sampler, evidence)
+        sure, against = np.maximum(counts[rows, top] - doubt, 0), runner + doubt
+        if exact:
+            p_value = np.where((doubt == 0) | (sure > against), 0.0, 1.0)
+        else:
+            p_value = np.where(sure >= against, top_class_p_value(np.maximum(sure, against), against), 1.0)
         return Predictions(np.where(p_value <= level, top, ABSTAIN), p_value, counts, entropy)
+
+    def _doubt(self, sampler: Sampler, evidence: Votes) -> IntArray:
+        """Return how many votes of each image, (B,), rounding could turn: all, where more moved than was probed."""
+        total = evidence.counts.sum(axis=1)
+        doubt = evidence.doubtful if isinstance(evidence, EnumeratedVotes) else np.zeros_like(total)
+        if sampler.rechecks is None:
+            return doubt
+        sampler.rechecks.settle()
+        for row, votes in enumerate(total.tolist()):
+            moved = 2 * sampler.rechecks.pop(row).moved > sampler.tolerance
+            doubt[row] = votes if moved else doubt[row] + sampler.doubtful[row]
+        return doubt
 
     @torch.inference_mode()
     def probe(self, images: Tensor) -> Probe:
-        """Compare the prepared network with the fp32 one, and check that companions do not matter.
+        """Compare the prepared network with the fp32 one, and check that it is one function of one row.
 
-        Where they do, votes of enumerated noise inside the measured logit margin count as adversarial.
+        Where rounding moves logits, votes inside the measured margin count against the class.
 
         Raises:
-            ValueError: if a logit is NaN or infinite.
+            ValueError: if a logit is NaN or infinite, or if logits move by more than rounding, with the layer.
         """
         rows = self.sampler.draw_rows(images)
         self.probed = self.prepared.probe(self._network, rows)
@@ -253,12 +293,25 @@ class Session:
         if self.probed is None or not any(certificate.exact for certificate in self.certifier.certificates):
             return None
         shape = f"no failure probability, for the network as it ran at one shape of {self.prepared.micro_batch} rows"
+        return f"{shape}; {self.purity}"
+
+    @property
+    def purity(self) -> str | None:
+        """What was checked of the network being one function of one row, once it is probed; a sentence for records."""
+        if self.probed is None:
+            return None
+        if self.certifier.runtime.stochastic_network:
+            return (
+                "the network draws random numbers of its own: probabilities are over the noise and over them, runs do "
+                "not repeat, and that votes are independent is assumed, not checked"
+            )
+        where = f"with position or companions, calls, memory or threads in a probe of {self.probed.rows} rows"
+        again = "samples of every image ran again among others"
         if self.probed.invariant:
-            return f"{shape}; its logits did not depend on position or companions in a probe of {self.probed.rows} rows"
+            return f"its logits did not move {where}; {again} and moved by no more than records say"
         return (
-            f"{shape}; its logits moved by up to {self.probed.deviation:.3g} with position and companions in a probe "
-            f"of {self.probed.rows} rows, so votes by a margin of at most {self.sampler.tolerance:.3g} count as "
-            "adversarial"
+            f"its logits moved by up to {self.probed.deviation:.3g} {where}, so votes by a margin of at most "
+            f"{self.sampler.tolerance:.3g} count as adversarial; {again}"
         )
 
     def _check_certificates(self) -> None:
@@ -297,12 +350,39 @@ class Session:
         wanted = max(_GROUP_SAMPLES, 8 * self.prepared.micro_batch)
         return max(1, min(images, self.certifier.budget.pool(wanted, self.samples_per_image)))
 
-    def _certify_group(self, group: Group) -> Iterator[Certification]:
+    def _certify_group(self, group: Group) -> list[Certification]:
         selection = self._select(group)
         outcome = self._off_radius(group, self.certifier.budget.run(self.task, group, selection))
         self.prepared.check_finite()
-        for row in range(len(group.images)):
-            yield self._record(group, selection, outcome, row)
+        return [self._record(group, selection, outcome, row) for row in range(len(group.images))]
+
+    def _checked(self, record: Certification) -> Certification:
+        """Return the record with what running its samples again showed; no certificate where that is too much."""
+        rechecks, doubtful = self.sampler.rechecks, self.sampler.doubtful.pop(record.index, 0)
+        if rechecks is None:
+            return record
+        seen = rechecks.pop(record.index)
+        extra = {**record.extra, "rechecked": seen.rows, **({"doubtful": doubtful} if doubtful else {})}
+        lost = [c for c in self.certifier.certificates if self._lost(c, seen, doubtful)]
+        record = replace(record, extra=extra)
+        if not lost:
+            return record
+        radii = {**record.radii, **{c.name: 0.0 for c in lost}}
+        names = ", ".join(c.name for c in lost)
+        why = f"{names}: none, since {doubtful} votes are within the logit margin and logits move by {seen.moved:.3g}"
+        record = replace(record, radii=radii, note="; ".join(filter(None, [record.note, why])))
+        if self.certifier.certificates[0] not in lost:
+            return record
+        return replace(record, prediction=ABSTAIN, radius=0.0, status="abstain")
+
+    def _lost(self, certificate: Certificate, seen: Checked, doubtful: int) -> bool:
+        """Say whether rounding voids a certificate of one image.
+
+        Votes inside the margin count against the class already; certificates that read more than votes for one class
+        have no such safe side. Nor is any margin safe where logits moved by more than it allows for.
+        """
+        allows = certificate.exact or isinstance(certificate, TopVoteCertificate)
+        return 2 * seen.moved > self.sampler.tolerance or (doubtful > 0 and not allows)
 
     def _off_radius(self, group: Group, outcome: Outcome) -> Outcome:
         """Take the distance that images are rounded off the radii; nothing on a grid."""
@@ -312,7 +392,7 @@ class Session:
         for certificate in self.certifier.certificates:
             moved = self.lattice.lattice.rounding(group.images, certificate.norm.partition(":")[0])
             radii[certificate.name] = outcome.radii[certificate.name].less(moved)
-        return dataclasses.replace(outcome, radii=radii)
+        return replace(outcome, radii=radii)
 
     def _select(self, group: Group) -> Selection:
         needed = [c for c in self.certifier.certificates if not c.exact]

@@ -85,7 +85,7 @@ class StagedSamples(VoteBudget):
         primary = task.certificates[0]
         assert isinstance(primary, TopVoteCertificate)
         for stage, size in enumerate(rule.sizes):
-            counts[active] += _sample(task, group, active, size - int(used[active[0]]), part=stage)
+            counts[active] += _sample(task, group, selection, active, size - int(used[active[0]]), part=stage)
             used[active], stopped[active] = size, stage
             hits = at(counts[active], selection.top[active])
             tail[active] = rule.tail_upper(stage, hits)
@@ -183,7 +183,7 @@ class DecideRadius(VoteBudget):
             active, waiting = active + waiting[:entering], waiting[entering:]
             now = np.array(active)
             more = [looks[step] - (looks[step - 1] if step else 0) for step in look[now]]
-            counts[now] += _sample(task, group, now, more, look[now].tolist())
+            counts[now] += _sample(task, group, selection, now, more, look[now].tolist())
             used[now] += more
             verdict[now] = rule.decide(at(counts[now], selection.top[now]), used[now])
             look[now] += 1
@@ -224,7 +224,7 @@ class RandomizedBound(VoteBudget):
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Collect n votes an image and bound them with its own U."""
-        counts = _sample(task, group, np.arange(len(group.images)), task.n, part=0)
+        counts = _sample(task, group, selection, np.arange(len(group.images)), task.n, part=0)
         names = [image_name(index, sha256) for index, sha256 in zip(group.indices, group.sha256, strict=True)]
         drawn = np.array([_uniform(task, name) for name in names])
         hits = at(counts, selection.top)
@@ -235,10 +235,17 @@ class RandomizedBound(VoteBudget):
         return Outcome(radii, counts, task.n, used, extra={"u": drawn.tolist()})
 
 
-def _sample(task: Task, group: Group, rows: IntArray, n: int | Sequence[int], part: int | Sequence[int]) -> IntArray:
+def _sample(
+    task: Task,
+    group: Group,
+    selection: Selection,
+    rows: IntArray,
+    n: int | Sequence[int],
+    part: int | Sequence[int],
+) -> IntArray:
     """Return the class counts of ``n`` fresh samples of some images of the group, the same for all or one for each."""
-    some = group.take(rows)
-    votes = task.sampler.collect(some.images, some.indices, task.purpose, n, [Votes], part=part)[Votes]
+    some, top = group.take(rows), torch.from_numpy(selection.top[rows])
+    votes = task.sampler.collect(some.images, some.indices, task.purpose, n, [Votes], top=top, part=part)[Votes]
     assert isinstance(votes, Votes)
     return votes.counts
 

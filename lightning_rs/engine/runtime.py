@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -24,6 +25,9 @@ from lightning_rs.engine.compile.fold import fold_batchnorm
 from lightning_rs.engine.compile.fuse import fuse_for_cpu
 from lightning_rs.engine.compile.quantize import fingerprint, quantize_for_cpu, synthetic_images
 from lightning_rs.engine.compile.quantized_layers import weight_limit
+from lightning_rs.engine.flags import unusual_flags
+from lightning_rs.engine.purity import Movement, check_layers, examine
+from lightning_rs.engine.replicas import replica
 from lightning_rs.engine.workers import Workers, one_thread
 
 Precision = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true", "int8"]
@@ -53,6 +57,9 @@ class Runtime:
         threads: micro-batches at work at a time on a CPU, each on one thread; None takes torch's number of threads.
             Results do not depend on it.
         cuda_graph: replay the forward pass as a CUDA graph (CUDA only; ignored elsewhere).
+        stochastic_network: the network draws random numbers of its own, independently for every row, and they belong
+            to the classifier: probabilities are over the noise and over them, and runs do not repeat. Otherwise such
+            networks are refused.
     """
 
     precision: Precision = "32-true"
@@ -63,6 +70,7 @@ class Runtime:
     micro_batch: int | Literal["auto", "tune"] = "auto"
     threads: int | None = None
     cuda_graph: bool = False
+    stochastic_network: bool = False
 
     def __post_init__(self) -> None:
         check_choice("precision", self.precision, get_args(Precision))
@@ -108,12 +116,14 @@ class Probe:
         invariant: logits did not depend on the position in the micro-batch or on its companions.
         deviation: largest difference of a logit between positions and companions.
         rows: number of inputs compared.
+        cause: what was different when logits moved most; empty if they did not.
     """
 
     changed: float
     invariant: bool
     deviation: float
     rows: int
+    cause: str = ""
 
 
 class PreparedNetwork:
@@ -145,8 +155,11 @@ class PreparedNetwork:
         self.channels_last = config.channels_last and len(shape) == 3
         self.dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(config.precision, torch.float32)
         self.order = _channels_last_order(self.shape, device) if self.channels_last else None
-        self._eager = self._copy(network)
-        self._forward: Callable[[Tensor], Tensor] = self._eager
+        self.eager = self._copy(network)
+        self._replicas: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._copying = threading.Lock()
+        self._use(self.eager)
+        self.flags = unusual_flags(device.type)
         self._graph: _CudaGraph | None = None
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self.num_classes = self._count_classes()
@@ -210,7 +223,8 @@ class PreparedNetwork:
         """
         if not self._fuse(self.micro_batch) or not isinstance(self._forward, fx.GraphModule):
             raise ValueError(f"precision int8 needs a network whose layers fuse: {'; '.join(self.remarks)}")
-        self._forward = quantize_for_cpu(self._forward, self._view(rows), self.micro_batch)
+        self._use(quantize_for_cpu(self._forward, self._view(rows), self.micro_batch))
+        assert isinstance(self._forward, nn.Module)
         self._scales = fingerprint(self._forward)
 
     def describe(self) -> dict[str, Any]:
@@ -223,36 +237,53 @@ class PreparedNetwork:
             "compiled": self.compiled,
             "micro_batch": self.micro_batch,
             "device": self.device.type,
+            **({"stochastic_network": True} if self.config.stochastic_network else {}),
+            **({"flags": self.flags} if self.flags else {}),
             **({"scales": self._scales, "weight_limit": weight_limit()} if self._scales else {}),
         }
 
+    def check_flags(self) -> None:
+        """Raise ``ValueError`` if torch's flags are not those with which the network was prepared."""
+        now = unusual_flags(self.device.type)
+        if now != self.flags:
+            raise ValueError(
+                f"torch's flags must stay as they were when the network was prepared, {self.flags}, got {now}"
+            )
+
     @torch.inference_mode()
     def probe(self, network: nn.Module, rows: Tensor) -> Probe:
-        """Compare labels with the fp32 network's, and logits over positions and companions.
+        """Compare labels with the fp32 network's, and logits over positions, companions, calls and threads.
 
         Args:
             network: the original network.
             rows: one micro-batch of noisy inputs, flat float32 (m, d) in the engine's order.
 
         Raises:
-            ValueError: if a logit is NaN or infinite.
+            ValueError: if a logit is NaN or infinite, or if the network is seen to be no function of one row: its
+                logits move by more than rounding, or it draws random numbers without leave to.
         """
-        own = self.logits(rows.to(self.dtype)).clone()
+        probe, movement = self.measure_purity(network, rows)
+        movement.check(self.config.precision, self.config.stochastic_network)
+        return probe
+
+    @torch.inference_mode()
+    def measure_purity(self, network: nn.Module, rows: Tensor) -> tuple[Probe, Movement]:
+        """Return what :meth:`probe` sees without refusing anything."""
+        own = self.logits(rows.to(self.dtype, copy=True)).clone()
         self.check_finite()
-        reference = PreparedNetwork(
-            Runtime(channels_last=False, fold=False, fuse=False), network, self.shape, self.device, self.micro_batch
+        plainly = Runtime(
+            channels_last=False, fold=False, fuse=False, stochastic_network=self.config.stochastic_network
         )
-        plain = rows if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
+        reference = PreparedNetwork(plainly, network, self.shape, self.device, self.micro_batch)
+        plain = rows.clone() if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
         changed = (reference.labels(plain) != own.argmax(1)).float().mean()
-        moved = self.logits(rows.roll(1, 0).to(self.dtype)).roll(-1, 0).clone()
-        lonely = rows.clone()
-        lonely[1:] = rows[:1].roll(1, 1) * 0.5
-        alone = self.logits(lonely.to(self.dtype))[:1]
-        deviation = torch.maximum((moved - own).abs().max(), (alone - own[:1]).abs().max())
-        return Probe(float(changed), bool(deviation == 0), float(deviation), len(rows))
+        seen = examine(self, rows, self.config.stochastic_network)
+        self.check_finite()
+        return Probe(float(changed), seen.deviation == 0, seen.deviation, len(rows), seen.cause), seen
 
     def _copy(self, network: nn.Module) -> nn.Module:
         prepared = copy.deepcopy(network).eval().requires_grad_(False)
+        check_layers(prepared, self.config.stochastic_network)
         if self.config.fold:
             prepared, remark = fold_batchnorm(prepared)
             self.remarks += [remark] if remark else []
@@ -261,9 +292,32 @@ class PreparedNetwork:
             prepared = prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return prepared
 
+    def _use(self, forward: Callable[[Tensor], Tensor]) -> None:
+        """Run another form of the network from now on."""
+        self._forward = forward
+        self._replicas.clear()
+
+    def _own_forward(self) -> Callable[[Tensor], Tensor]:
+        """Return the calling thread's own copy of what runs: what one thread keeps in a module no other reads."""
+        number = self.workers.number
+        if number == 0:
+            return self._forward
+        if number not in self._replicas:
+            with self._copying:
+                made = replica(self.eager if self.compiled else self._forward)
+                self._replicas[number] = self._compiler(made) if self.compiled else made
+        return self._replicas[number]
+
+    def _compiler(self, network: nn.Module) -> Callable[[Tensor], Tensor]:
+        return torch.compile(network, fullgraph=False, dynamic=False)
+
     def _logits(self, rows: Tensor) -> Tensor:
+        return self.run(self._own_forward(), rows).float()
+
+    def run(self, network: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
+        """Return what a network makes of flat rows (m, d), whatever autocast its caller has set."""
         with self._autocast():
-            return self._forward(self._view(rows)).float()
+            return network(self._view(rows))
 
     def _view(self, rows: Tensor) -> Tensor:
         if not self.channels_last:
@@ -273,14 +327,13 @@ class PreparedNetwork:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         kind = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(self.config.precision)
-        return nullcontext() if kind is None else torch.autocast(self.device.type, kind)
+        return torch.autocast(self.device.type, kind, enabled=kind is not None)
 
     @torch.inference_mode()
     def _count_classes(self) -> int:
         rows = self.buffer(2)
         try:
-            with self._autocast():
-                logits = self._forward(self._view(rows))
+            logits = self.run(self._forward, rows)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # layers refuse wrong shapes with RuntimeError, ValueError, IndexError, TypeError
@@ -329,12 +382,13 @@ class PreparedNetwork:
     @torch.inference_mode()
     def _fuse(self, size: int) -> bool:
         """Run the fused network from now on, made for micro-batches of ``size`` rows, if that can be done."""
-        self._forward = self._eager
+        self._use(self.eager)
         if self.device.type != "cpu" or not self.channels_last or self.config.precision == "bf16-mixed":
             return False
         try:
-            rows = torch.rand(size, self.buffer(1).shape[1], generator=torch.Generator().manual_seed(0))
-            self._forward = fuse_for_cpu(self._eager, self._view(rows.to(self.dtype)))
+            # Negative numbers too: a layer that rectifies its input must be seen to.
+            rows = torch.randn(size, self.buffer(1).shape[1], generator=torch.Generator().manual_seed(0))
+            self._use(fuse_for_cpu(self.eager, self._view(rows.to(self.dtype))))
             return True
         except torch.OutOfMemoryError:
             raise
@@ -347,11 +401,11 @@ class PreparedNetwork:
     @torch.inference_mode()
     def _compile(self) -> bool:
         try:
-            self._forward = torch.compile(self._eager, fullgraph=False, dynamic=False)
+            self._use(self._compiler(self.eager))
             self.logits(self.buffer())
             return True
         except Exception as error:  # the compiler raises anything from a missing g++ to internal errors
-            self._forward = self._eager
+            self._use(self.eager)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             self.remarks.append(f"compile failed, running eagerly: {reason}")
             warnings.warn(f"torch.compile failed and the network runs eagerly: {reason}", stacklevel=2)

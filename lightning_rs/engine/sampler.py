@@ -8,7 +8,7 @@ image only, so batches, ranks, shards and threads merely schedule micro-batches.
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import nullcontext
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_rs.checks import check_at_least
 from lightning_rs.engine.noisy_rows import FloatRows, LatticeRows, NoisyRows
+from lightning_rs.engine.recheck import Kept, Rechecks, kept_rows
 from lightning_rs.engine.runtime import PreparedNetwork
 from lightning_rs.engine.streams import Purpose, Streams, image_name, image_sha256
 from lightning_rs.engine.workers import one_thread
@@ -118,10 +119,34 @@ class _Pass:
     """One call of :meth:`Sampler.collect`."""
 
     flat: Tensor
+    indices: tuple[int, ...]
     names: tuple[str, ...]
     streams: Streams
     scheme: Scheme
-    margin: bool
+    top: Tensor
+    recheck: bool
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the network said of one micro-batch.
+
+    Attributes:
+        labels: class of each used row; one inside the margin is not that of the image.
+        margin: top-1 minus top-2 logit, or None if nobody asked.
+        doubtful: rows inside the margin, or None.
+        kept: samples to run again.
+        again: logits of the samples that rode along.
+    """
+
+    labels: Tensor
+    margin: Tensor | None
+    doubtful: Tensor | None
+    kept: Kept | None
+    again: Tensor | None
+
+
+_Work = tuple[_Batch, _Slot, Kept | None, Future[_Seen]]
 
 
 class Sampler:
@@ -155,7 +180,10 @@ class Sampler:
         self.seed = seed
         self.on_samples = on_samples
         self.planned = planned
-        self.tolerance = 0.0  # logit margin inside which enumerated votes count as adversarial
+        # Where rounding moves logits: the margin inside which votes count against the class, and how many those were.
+        self.tolerance = 0.0
+        self.doubtful: Counter[int] = Counter()
+        self.rechecks = None if prepared.config.stochastic_network else Rechecks(prepared)
         self.lattice = lattice
         self._rows = FloatRows(prepared, self.noise) if lattice is None else LatticeRows(prepared, lattice)
         self._chunk = min(self._rows.chunk, prepared.micro_batch)
@@ -185,7 +213,8 @@ class Sampler:
             n: number of samples an image, one for all or one for each; ignored by enumerated noise, whose outcomes are
                 all evaluated.
             kinds: evidence types, all of one scheme.
-            top: class of each image chosen on other samples, (B,); needed by gradient evidence.
+            top: class of each image chosen on other samples, (B,); needed by gradient evidence, and by all evidence
+                where rounding moves logits, because votes inside the margin count against it.
             part: number of this draw if one purpose draws an image's samples in several parts, one for all images or
                 one for each.
             outcomes: enumerated noise only: the consecutive outcomes of each image that are evaluated; None: all.
@@ -213,8 +242,10 @@ class Sampler:
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose, self.planned)
-        names = tuple(image_name(int(i), image_sha256(x)) for i, x in zip(indices, images, strict=True))
-        run = _Pass(flat, names, streams, scheme, self._measures_margin(kinds))
+        own = tuple(int(i) for i in indices)
+        names = tuple(image_name(i, image_sha256(x)) for i, x in zip(own, images, strict=True))
+        recheck = self.rechecks is not None and purpose != "probe"
+        run = _Pass(flat, own, names, streams, scheme, plan.top.to(flat.device), recheck)
         for slot in self._slots:
             slot.keep_variates(self._rows.always or any(kind.needs_variates for kind in kinds))
         batches = _batches(_pieces(counts, starts, parts, self._chunk), self.prepared.micro_batch)
@@ -266,9 +297,6 @@ class Sampler:
                 raise ValueError(f"outcomes must be consecutive, at least one, within 0..{size - 1}, got {chosen}")
         return [len(chosen) for chosen in outcomes]
 
-    def _measures_margin(self, kinds: Sequence[type[Evidence]]) -> bool:
-        return self.tolerance > 0 and any(kind.needs_margin for kind in kinds)
-
     def _scheme(self, kinds: Sequence[type[Evidence]]) -> Scheme:
         schemes = {kind.scheme for kind in kinds}
         if len(schemes) != 1:
@@ -283,43 +311,82 @@ class Sampler:
 
     def _observe(self, run: _Pass, batches: Iterable[_Batch]) -> Iterator[Observation]:
         """Yield the micro-batches in order, with as many at work as there are workers."""
-        free, running = list(self._slots), deque[tuple[_Batch, _Slot, Future[tuple[Tensor, Tensor | None]]]]()
+        free, running = list(self._slots), deque[_Work]()
         try:
             for batch in batches:
                 if not free:
-                    yield self._finish(*running[0])
+                    yield self._finish(run, *running[0])
                     free.append(running.popleft()[1])
                 slot = free.pop()
-                running.append((batch, slot, self.prepared.workers.submit(self._evaluate, run, batch, slot)))
+                room = batch.size - batch.filled
+                riders = self.rechecks.take(room) if run.recheck and self.rechecks is not None else None
+                work = self.prepared.workers.submit(self._evaluate, run, batch, slot, riders)
+                running.append((batch, slot, riders, work))
             while running:
-                yield self._finish(*running[0])
+                yield self._finish(run, *running[0])
                 running.popleft()
         finally:
-            wait([future for _, _, future in running])  # after an error: nobody may still write to a slot
+            wait([work for *_, work in running])  # after an error: nobody may still write to a slot
 
-    def _finish(self, batch: _Batch, slot: _Slot, future: Future[tuple[Tensor, Tensor | None]]) -> Observation:
-        labels, margin = future.result()
+    def _finish(self, run: _Pass, batch: _Batch, slot: _Slot, riders: Kept | None, work: Future[_Seen]) -> Observation:
+        seen = work.result()
         if self.on_samples is not None:
             self.on_samples(batch.filled)
         segments = _joined(batch.segments)
+        owner = self._owner(segments, batch.filled)
+        if self.rechecks is not None and seen.kept is not None:
+            self.rechecks.add(seen.kept)
+        if self.rechecks is not None and riders is not None and seen.again is not None:
+            self.rechecks.note(riders, seen.again)
+        if seen.doubtful is not None and not run.streams.purpose.endswith("selection"):
+            for row in owner[seen.doubtful].tolist():
+                self.doubtful[run.indices[row]] += 1
         return Observation(
             segments=segments,
-            owner=self._owner(segments, batch.filled),
-            labels=labels,
+            owner=owner,
+            labels=seen.labels,
             variates=None if slot.variates is None else slot.variates[: batch.filled],
-            margin=margin,
+            margin=seen.margin,
         )
 
     @torch.inference_mode()
-    def _evaluate(self, run: _Pass, batch: _Batch, slot: _Slot) -> tuple[Tensor, Tensor | None]:
-        """Draw one micro-batch and return its labels, and logit margins if they are asked for."""
+    def _evaluate(self, run: _Pass, batch: _Batch, slot: _Slot, riders: Kept | None) -> _Seen:
+        """Draw one micro-batch, and let samples that run again ride in the room that is left."""
         self._fill(run, batch, slot)
-        logits = self.prepared.logits(slot.inputs[: batch.size])[: batch.filled]
-        gap = None
-        if run.margin:
-            best = logits.topk(min(2, logits.shape[1]), dim=1).values
-            gap = best[:, 0] - best[:, -1]
-        return logits.argmax(1), gap
+        if riders is not None:
+            slot.inputs[batch.filled : batch.filled + len(riders)] = riders.rows
+        # Before the network runs, which may write over its input.
+        chosen = [(segment.image, rows) for segment in batch.segments if run.recheck for rows in kept_rows(segment)]
+        rows = [slot.inputs[place].clone() for _, place in chosen]
+        logits = self.prepared.logits(slot.inputs[: batch.size])
+        kept = None
+        if chosen:
+            images = [run.indices[image] for (image, _), some in zip(chosen, rows, strict=True) for _ in some]
+            kept = Kept(images, torch.cat(rows), torch.cat([logits[place] for _, place in chosen]))
+        again = None if riders is None else logits[batch.filled : batch.filled + len(riders)].clone()
+        labels, margin, doubtful = self._judge(run, batch, logits[: batch.filled])
+        return _Seen(labels, margin, doubtful, kept, again)
+
+    def _judge(self, run: _Pass, batch: _Batch, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return labels, and where rounding moves logits the margins, and which rows are inside the tolerance.
+
+        A sampled vote inside it for an image's class goes to the next class: fewer votes than the class has are safe.
+        Both members of an antithetic pair go together, since "exactly one" is a vote for the class, too.
+        """
+        labels = logits.argmax(1)
+        if self.tolerance <= 0:
+            return labels, None, None
+        best = logits.topk(2, dim=1).values
+        margin = best[:, 0] - best[:, 1]
+        if run.scheme == "enumerated":  # this evidence counts them itself
+            return labels, margin, None
+        doubtful = margin <= self.tolerance
+        if run.scheme == "antithetic":
+            doubtful = doubtful.view(-1, 2).any(1).repeat_interleave(2)
+        owner = self._owner(_joined(batch.segments), batch.filled)
+        others = logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        against = torch.where(doubtful & (labels == run.top[owner]), others, labels)
+        return against, margin, doubtful
 
     def _fill(self, run: _Pass, batch: _Batch, slot: _Slot) -> None:
         try:

@@ -49,11 +49,11 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
         ValueError: if the result disagrees with ``network`` on the example by more than rounding explains.
         Exception: anything else, if torch.fx cannot trace the network or this torch lacks the fused operations.
     """
-    plain = network(example)
+    plain = network(example.clone())  # a network may write over its input
     graph = _Tracer().trace(network)
     traced = fx.GraphModule(network, graph)
     _drop_identities(traced)
-    _Shapes(traced).run(example)
+    _Shapes(traced).run(example.clone())
     for rewrite in (_rectify_before_pooling, _fuse_convolutions, _replace_pools, _flatten_without_copy, _spread_means):
         rewrite(traced)
     graph.eliminate_dead_code()
@@ -61,7 +61,7 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
     traced.recompile()
     traced.delete_all_unused_submodules()
     # What this build of torch cannot run shows here, and control flow that tracing does not see.
-    apart, size = (traced(example) - plain).abs().max(), plain.abs().max()
+    apart, size = (traced(example.clone()) - plain).abs().max(), plain.abs().max()
     if not apart <= size * _ROUNDING[example.dtype]:
         raise ValueError(f"fused layers must give the same logits, got a difference of {apart:g} in {size:g}")
     return traced

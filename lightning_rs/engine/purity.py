@@ -1,0 +1,222 @@
+"""Is the base network one fixed function of one row?
+
+Every theorem smooths one function f: f(x + w) must depend on x + w alone. Batch statistics, state kept between calls,
+positions, companions, threads and randomness make votes dependent, and Clopper-Pearson's bound void. So layers known
+to do that are refused when the network is prepared, and before the first image one micro-batch of noisy rows runs
+again and again (:func:`examine`): repeated, at other positions, among other rows, in memory used before, on every
+thread. What moves logits by more than rounding is refused, and the layer named where it starts.
+:mod:`recheck` does the same with some samples of every image.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+if TYPE_CHECKING:
+    from lightning_rs.engine.runtime import PreparedNetwork
+
+_RULE = "the network must be one fixed function of one row"
+# Largest movement of a logit, relative to the largest logit, that is taken for rounding.
+_ROUNDING = {"32-true": 1e-4, "int8": 1e-4}
+_COARSE_ROUNDING = 0.02
+
+
+def rounding(precision: str) -> float:
+    """Return the relative movement of logits that is taken for rounding at a precision."""
+    return _ROUNDING.get(precision, _COARSE_ROUNDING)
+
+
+def check_layers(network: nn.Module, stochastic: bool) -> None:
+    """Refuse layers that cannot be functions of one row in a network that was put into evaluation mode.
+
+    Raises:
+        ValueError: naming the first layer that normalises by the statistics of its batch, or drops at random.
+    """
+    for name, layer in network.named_modules():
+        if isinstance(layer, _NormBase) and not isinstance(layer, _InstanceNorm) and layer.running_mean is None:
+            why = "normalises by the statistics of its batch (track_running_stats=False)"
+        elif isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None:
+            why = "stays in training mode and normalises by the statistics of its batch"
+        elif isinstance(layer, _DropoutNd) and layer.training and layer.p > 0 and not stochastic:
+            why = "stays in training mode and drops at random"
+        else:
+            continue
+        raise ValueError(f"{_RULE}, but layer {name!r} ({type(layer).__name__}) {why}")
+
+
+def foreign(rows: Tensor, bright: bool) -> Tensor:
+    """Return other rows (m, d) than these, darker or brighter, each coordinate within the range of them all."""
+    low, high = rows.amin(), rows.amax()
+    shift = 0.25 * (high - low)
+    other = rows.flip(1) * (1.5 if bright else 0.5) + (shift if bright else -shift)
+    return torch.minimum(torch.maximum(other, low), high)
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How far logits moved when the same rows ran again.
+
+    Attributes:
+        deviation: the largest movement.
+        scale: the largest logit.
+        cause: what was different the first time that logits moved most; empty if nothing moved.
+        layer: where the movement starts, if it was looked for.
+        random: the network drew random numbers.
+    """
+
+    deviation: float
+    scale: float
+    cause: str = ""
+    layer: str = ""
+    random: bool = False
+
+    def check(self, precision: str, stochastic: bool) -> None:
+        """Raise ``ValueError``, naming the layer, unless rounding explains what moved."""
+        if stochastic:
+            return
+        if self.random:
+            raise ValueError(
+                f"{_RULE}, but it draws random numbers{self.layer}: set stochastic_network of the runtime if "
+                "they belong to the classifier"
+            )
+        if self.deviation > rounding(precision) * self.scale:
+            raise ValueError(
+                f"{_RULE}, but its logits move by {self.deviation:.3g} (the largest is {self.scale:.3g}) "
+                f"with {self.cause}{self.layer}"
+            )
+
+
+@dataclass(frozen=True)
+class _Arrangement:
+    """Rows in another order or company: row ``new[i]`` of them is row ``own[i]`` of the first micro-batch."""
+
+    cause: str
+    rows: Tensor
+    new: Tensor
+    own: Tensor
+
+
+def examine(prepared: PreparedNetwork, rows: Tensor, stochastic: bool) -> Movement:
+    """Run one micro-batch of rows, flat float32 (m, d), in several arrangements and return how its logits moved.
+
+    Raises:
+        ValueError: if a logit is NaN or infinite.
+    """
+    before = _random_state(prepared.device)
+    own = _run(prepared, rows)
+    drew = before != _random_state(prepared.device)
+    scale = float(own.abs().max())
+    if stochastic:
+        return Movement(0.0, scale, random=drew)
+    worst, culprit = Movement(0.0, scale, random=drew), _Arrangement("", rows, *(torch.arange(len(rows)),) * 2)
+    for arrangement in _arrangements(rows):
+        found = float((_run(prepared, arrangement.rows)[arrangement.new] - own[arrangement.own]).abs().max())
+        if found > worst.deviation:
+            worst, culprit = Movement(found, scale, arrangement.cause, random=drew), arrangement
+    for cause, again in (("memory that is used again", _reused), ("threads", _everywhere)):
+        found = max((float((logits - own).abs().max()) for logits in again(prepared, rows)), default=0.0)
+        if found > worst.deviation:
+            worst = Movement(found, scale, cause, random=drew)
+    if drew or worst.deviation > rounding(prepared.config.precision) * scale:
+        layer = _first_layer(prepared, rows, culprit, drew)
+        return Movement(worst.deviation, scale, worst.cause, layer, drew)
+    return worst
+
+
+def _run(prepared: PreparedNetwork, rows: Tensor) -> Tensor:
+    """Return logits of a copy of the rows: a network may write over its input."""
+    return prepared.logits(rows.to(prepared.dtype, copy=True)).clone()
+
+
+def _arrangements(rows: Tensor) -> Iterator[_Arrangement]:
+    count = len(rows)
+    every = torch.arange(count, device=rows.device)
+    yield _Arrangement("repeated calls", rows, every, every)
+    mixed = torch.randperm(count, generator=torch.Generator().manual_seed(0)).to(rows.device)
+    for order in (every.roll(1), every.flip(0), mixed):
+        yield _Arrangement("position", rows[order], every, order)
+    for bright in (False, True):
+        kept = every[int(bright) :: 2]
+        company = foreign(rows, bright)
+        company[kept] = rows[kept]
+        yield _Arrangement("companions", company, kept, kept)
+    lonely = rows[:1].roll(1, 1).expand_as(rows) * 0.5
+    yield _Arrangement("companions", torch.cat([rows[:1], lonely[1:]]), every[:1], every[:1])
+    yield _Arrangement("call order", rows, every, every)
+
+
+def _reused(prepared: PreparedNetwork, rows: Tensor) -> Iterator[Tensor]:
+    """Yield logits of the rows in memory that held other rows in the call before."""
+    buffer = foreign(rows, True).to(prepared.dtype)
+    prepared.logits(buffer)
+    buffer.copy_(rows)
+    yield prepared.logits(buffer).clone()
+
+
+def _everywhere(prepared: PreparedNetwork, rows: Tensor) -> Iterator[Tensor]:
+    """Yield logits of the rows from every thread."""
+    yield from prepared.workers.everywhere(torch.inference_mode()(_run), prepared, rows)
+
+
+def _random_state(device: torch.device) -> tuple[Any, ...]:
+    on_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
+    numpy_state: Any = np.random.get_state(legacy=True)
+    return (
+        torch.get_rng_state().numpy().tobytes(),
+        on_device,
+        random.getstate(),
+        numpy_state[1].tobytes(),
+        numpy_state[2],
+    )
+
+
+def _first_layer(prepared: PreparedNetwork, rows: Tensor, other: _Arrangement, drew: bool) -> str:
+    """Return where the logits part, as words for an error; empty if no layer by itself shows it."""
+    network = copy.deepcopy(prepared.eager)
+    first, second = (_outputs(prepared, network, each) for each in (rows, other.rows))
+    for (name, kind, output, moved), (_, _, again, _) in zip(first, second, strict=False):
+        if drew:
+            apart = moved
+        else:
+            comparable = output.shape == again.shape and len(output) == len(rows) and output.is_floating_point()
+            difference = (again[other.new] - output[other.own]).abs().float() if comparable else torch.zeros(1)
+            size = output.abs().max() if comparable else 0.0
+            apart = bool(difference.max() > rounding(prepared.config.precision) * size)
+        if apart:
+            return f" in layer {name!r} ({kind})" if name else f" in the forward of {kind} itself"
+    return ""
+
+
+def _outputs(prepared: PreparedNetwork, network: nn.Module, rows: Tensor) -> list[tuple[str, str, Tensor, bool]]:
+    """Return name, type and output of every module of a network, and whether it drew: children before parents."""
+    found: list[tuple[str, str, Tensor, bool]] = []
+    started: list[tuple[Any, ...]] = []
+    handles = []
+    for name, module in network.named_modules():
+
+        def before(*_: Any) -> None:
+            started.append(_random_state(prepared.device))
+
+        def after(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
+            moved = started.pop() != _random_state(prepared.device)
+            kept = output.clone() if isinstance(output, Tensor) else torch.zeros(0)
+            found.append((name, type(module).__name__, kept, moved))
+
+        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    try:
+        prepared.run(network, rows.to(prepared.dtype, copy=True))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
