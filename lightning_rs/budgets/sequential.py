@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from lightning_rs.budgets.base import Budget, Group, Mode, Outcome, Selection, Task

@@ -171,7 +171,7 @@ def _everywhere(prepared: PreparedNetwork, rows: Tensor) -> Iterator[Tensor]:
 
 def _random_state(device: torch.device) -> tuple[Any, ...]:
     on_device = torch.cuda.get_rng_state(device).numpy().tobytes() if device.type == "cuda" else b""
-    numpy_state: Any = np.random.get_state(legacy=True)
+    numpy_state: Any = np.random.get_state(legacy=True)  # noqa: NPY002 (what an old network would draw from)
     return (
         torch.get_rng_state().numpy().tobytes(),
         on_device,
