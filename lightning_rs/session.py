@@ -243,6 +243,8 @@ class Session:
         entropy = fresh_seed() if seed is None else int(seed)
         sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n, self.lattice)
         sampler.tolerance = self.sampler.tolerance
+        if sampler.rechecks is not None and self.probed is not None:
+            sampler.rechecks.scale = self.probed.scale
         exact = isinstance(self.noise, EnumeratedNoise)
         kind: type[Votes] = EnumeratedVotes if exact else Votes
         evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
@@ -285,6 +287,8 @@ class Session:
         self.probed = self.prepared.probe(self._network, rows)
         if not self.probed.invariant:
             self.sampler.tolerance = 4 * self.probed.deviation
+        if self.sampler.rechecks is not None:
+            self.sampler.rechecks.scale = self.probed.scale
         return self.probed
 
     @property

@@ -173,8 +173,9 @@ def test_staged_radius_is_never_larger_than_that_of_fixed_n_at_the_same_samples(
         assert staged.index == index
 
 
-def test_tolerance_is_in_units_of_sigma() -> None:
-    # The same scores in units twice as large must stop at the same stages.
+def test_tolerance_is_in_units_of_sigma(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The same scores in units twice as large must stop at the same stages, on the same noise.
+    monkeypatch.setattr("lightning_rs.engine.sampler.image_sha256", lambda image: "the same")
     small = certify(StagedSamples(first=50, tolerance=0.1), SCORES)
     certifier = Certifier(n0=50, n=2000, alpha=0.01, budget=StagedSamples(first=50, tolerance=0.1), runtime=RUNTIME)
     large = certifier.certify(NETWORK, GaussianNoise(2 * SIGMA), torch.stack([2 * image(s) for s in SCORES]))
@@ -197,7 +198,7 @@ def test_one_stage_is_fixed_sampling() -> None:
     for one, other in zip(staged, fixed, strict=True):
         assert one.counts == other.counts
         assert one.radius == pytest.approx(other.radius, rel=1e-12)
-        assert one.radius <= other.radius
+        assert one.radius <= other.radius * (1 + 1e-15)  # rounded to the lattice, taken off in another order
 
 
 # ----------------------------------------------------------------------------------------------- decision

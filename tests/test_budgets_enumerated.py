@@ -239,7 +239,7 @@ def test_a_session_says_what_exact_means() -> None:
     session = Certifier([DeterministicSplittingL1()], runtime=RUNTIME).session(network(), noise, SHAPE)
     assert session.exactness is None  # not probed yet
     session.probe(images(3))
-    assert "at one shape of 16 rows; its logits did not depend on" in str(session.exactness)
+    assert "at one shape of 16 rows; its logits did not move with position or companions" in str(session.exactness)
     session.probed, session.sampler.tolerance = Probe(0.0, False, 1e-4, 16), 4e-4
     assert "logits moved by up to 0.0001" in str(session.exactness)
     assert "votes by a margin of at most 0.0004 count as adversarial" in str(session.exactness)
@@ -275,6 +275,6 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     header, early = read_records(tmp_path / "early.jsonl")
     full = read_records(tmp_path / "full.jsonl")[1]
     assert header.binding["budget"] == {"mode": "decision", "radius": 0.25, "step": 32}
-    assert "its logits did not depend on position or companions in a probe" in header.informative["exact"]
+    assert "its logits did not move with position or companions" in header.informative["exact"]
     assert [record.status == "decided" for record in early] == [record.steps >= 4 for record in full]  # type: ignore[operator]
     assert all(record.n == full[0].n_used == 19 for record in early)

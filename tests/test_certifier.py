@@ -521,6 +521,21 @@ class ByPosition(nn.Module):
         return self.network(x) + self.size * (torch.arange(len(x)) % 2)[:, None] * torch.tensor([1.0, 0.0])
 
 
+class Coarse(nn.Module):
+    """A half space whose score is rounded to whole numbers: many inputs lie on its boundary exactly."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = torch.round(x.flatten(1).sum(1) - 36.0)
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+class Level(nn.Module):
+    """Both classes have the logit 1, everywhere."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ones(len(x), 2)
+
+
 class TestDeterministicSplitting:
     def test_counts_are_those_of_all_outcomes_and_the_statement_is_exact(self) -> None:
         network = HalfSpace(torch.ones(72), offset=36.0)
@@ -538,7 +553,7 @@ class TestDeterministicSplitting:
             # One step turns at most one vote, which moves the difference by two; ties go to class 0.
             assert record.steps == ((zero - one) // 2 if zero >= one else (one - zero - 1) // 2)
             assert record.radius == record.steps / 16
-            assert record.extra == {"doubtful": 0}
+            assert record.extra == {"doubtful": 0, "rechecked": 3}
             assert "exactly" in repr(record)
 
     def test_the_statement_holds_for_every_neighbour(self) -> None:
@@ -571,23 +586,19 @@ class TestDeterministicSplitting:
         assert made.session(network, DSSN, SHAPE).samples_per_image == DSSN.size
 
     def test_votes_that_floating_point_could_turn_cost_a_step_each(self) -> None:
-        network = HalfSpace(torch.ones(72), offset=36.0)
-        x, size = grid_images(), 0.05
+        network, x, size = Coarse(), grid_images(), 2e-4
         session = dssn_session(ByPosition(network, size))
         records = list(session.certify(x))
         assert session.probed is not None
         assert not session.probed.invariant
         assert session.probed.deviation == pytest.approx(size, rel=1e-3)
-        tolerance = 4 * session.probed.deviation
-        assert session.sampler.tolerance == tolerance
+        assert session.sampler.tolerance == 4 * session.probed.deviation
         seen = 0
         for record, image in zip(records, x, strict=True):
             noisy = torch.empty(DSSN.size, 72)
             DSSN.split(image.flatten(), torch.arange(DSSN.size), noisy)
-            margins = network(noisy)[:, 1].abs()
-            surely, perhaps = int((margins <= tolerance - 2 * size).sum()), int((margins <= tolerance + 2 * size).sum())
             doubtful = record.extra["doubtful"]
-            assert surely <= doubtful <= perhaps
+            assert doubtful == int((network(noisy)[:, 1] == 0).sum())
             seen += doubtful
             zero, one = record.counts
             distance = (zero - one) // 2 if zero >= one else (one - zero - 1) // 2
@@ -598,16 +609,28 @@ class TestDeterministicSplitting:
         assert seen > 0
 
     def test_too_much_doubt_means_abstaining(self) -> None:
-        session = dssn_session(ByPosition(HalfSpace(torch.ones(72), offset=36.0), 100.0))
+        session = dssn_session(ByPosition(Level(), 5e-5))
         for record in session.certify(grid_images()):
             assert record.extra["doubtful"] == 48
             assert (record.prediction, record.radius, record.status) == (-1, 0.0, "abstain")
 
-    def test_doubt_is_only_for_exact_laws(self) -> None:
-        network = ByPosition(HalfSpace(torch.ones(72), offset=36.0), 0.05)
-        session = certifier(certificates=[UniformL1()]).session(network, UniformNoise(0.5), SHAPE)
-        for record in session.certify(grid_images()):
-            assert "doubtful" not in record.extra
+    def test_what_moves_by_more_than_rounding_is_refused(self) -> None:
+        session = dssn_session(ByPosition(HalfSpace(torch.ones(72), offset=36.0), 0.05))
+        with pytest.raises(ValueError, match=r"function of one row, but its logits move by 0\.05 .* position"):
+            list(session.certify(grid_images()))
+
+    def test_doubtful_votes_of_sampled_noise_count_against_the_class(self) -> None:
+        def run(network: nn.Module) -> list[Certification]:
+            made = certifier(certificates=[UniformL1()], n=500)
+            return list(made.session(network, UniformNoise(0.5), SHAPE, grid=16).certify(grid_images()))
+
+        doubted, sure = run(ByPosition(Coarse(), 2e-4)), run(Coarse())
+        assert sum(record.extra.get("doubtful", 0) for record in doubted) > 0
+        for one, other in zip(doubted, sure, strict=True):
+            assert sum(one.counts) == 500
+            assert one.counts[one.top] <= other.counts[other.top] if one.top == other.top else True
+            assert one.radius <= other.radius
+            assert "doubtful" not in other.extra
 
     def test_votes_of_sampled_certificates_cannot_share_the_pass(self) -> None:
         with pytest.raises(ValueError, match="iid: GaussianL2; enumerated: DeterministicSplittingL1"):

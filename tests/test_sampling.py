@@ -131,10 +131,10 @@ def test_an_error_in_a_worker_is_raised_and_the_engine_can_go_on(threads: int) -
             raise RuntimeError("out of luck")
         return forward(x)
 
-    engine.prepared._forward = fail
+    engine.prepared._use(fail)
     with pytest.raises(RuntimeError, match="out of luck"):
         engine.collect(images(), range(3), "estimation", 500, [Votes])
-    engine.prepared._forward = forward
+    engine.prepared._use(forward)
     assert (votes(engine.collect(images(), range(3), "estimation", 500, [Votes])) == expected).all()
 
 

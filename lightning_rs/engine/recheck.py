@@ -66,10 +66,12 @@ class Rechecks:
 
     Args:
         prepared: the network.
+        scale: the largest logit that is known of it: rounding is relative to that.
     """
 
-    def __init__(self, prepared: PreparedNetwork) -> None:
+    def __init__(self, prepared: PreparedNetwork, scale: float = 0.0) -> None:
         self._prepared = prepared
+        self.scale = scale
         self._waiting: deque[Kept] = deque()
         self._open: Counter[int] = Counter()
         self._running: deque[tuple[Kept, Future[Tensor]]] = deque()
@@ -154,7 +156,7 @@ class Rechecks:
             kept, future = pair
             again = future.result()
             moved = (again - kept.logits).abs().amax(1)
-            largest, scale = float(moved.max()), float(kept.logits.abs().max())
+            largest, scale = float(moved.max()), max(self.scale, float(kept.logits.abs().max()))
             if largest > rounding(self._prepared.config.precision) * scale:
                 raise ValueError(_refusal(kept, again, moved, largest, scale))
             for image, distance in zip(kept.images, moved.tolist(), strict=True):

@@ -117,6 +117,7 @@ class Probe:
         deviation: largest difference of a logit between positions and companions.
         rows: number of inputs compared.
         cause: what was different when logits moved most; empty if they did not.
+        scale: the largest logit.
     """
 
     changed: float
@@ -124,6 +125,7 @@ class Probe:
     deviation: float
     rows: int
     cause: str = ""
+    scale: float = field(default=0.0, compare=False)
 
 
 class PreparedNetwork:
@@ -279,7 +281,8 @@ class PreparedNetwork:
         changed = (reference.labels(plain) != own.argmax(1)).float().mean()
         seen = examine(self, rows, self.config.stochastic_network)
         self.check_finite()
-        return Probe(float(changed), seen.deviation == 0, seen.deviation, len(rows), seen.cause), seen
+        probe = Probe(float(changed), seen.deviation == 0, seen.deviation, len(rows), seen.cause, seen.scale)
+        return probe, seen
 
     def _copy(self, network: nn.Module) -> nn.Module:
         prepared = copy.deepcopy(network).eval().requires_grad_(False)

@@ -66,7 +66,8 @@ class _Calls:
     """Which module is called on what, in one traced forward pass of a network in eval mode."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.graph = _Tracer().trace(network)
+        # A copy: what a network keeps on itself while it works would be left as a symbol of the tracer.
+        self.graph = _Tracer().trace(copy.deepcopy(network))
         self.modules = dict(network.named_modules(remove_duplicate=False))
         calls = [str(node.target) for node in self.graph.nodes if node.op == "call_module"]
         reads = [str(node.target) for node in self.graph.nodes if node.op == "get_attr"]

@@ -20,6 +20,7 @@ from lightning_rs.engine.compile.fused_layers import (
     max_of_squares,
     pairs_columns,
 )
+from lightning_rs.engine.replicas import replica
 from lightning_rs.networks.normalize import Center, Normalize
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -50,6 +51,7 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
         Exception: anything else, if torch.fx cannot trace the network or this torch lacks the fused operations.
     """
     plain = network(example.clone())  # a network may write over its input
+    network = replica(network)  # what it keeps on itself while it works would be left as a symbol of the tracer
     graph = _Tracer().trace(network)
     traced = fx.GraphModule(network, graph)
     _drop_identities(traced)

@@ -87,7 +87,7 @@ class _Rewriter:
         shape = self.seen[sources[0]].shape
         if isinstance(module, PairedConv2d):
             shape = (shape[0], 2, shape[2], shape[3] // 2)
-        layer = QuantizedConv2d(inner, shape, grids[0], self.grids[node], *grids[1:])
+        layer = QuantizedConv2d(inner, shape, grids[0], self.grids[node], next(iter(grids[1:]), None))
         whole = module.around(layer) if isinstance(module, PairedConv2d) else layer
         self.codes[node] = self.add(whole, node, *(code for code, _ in inputs))
         self.replaced.add(node)
