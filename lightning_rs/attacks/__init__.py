@@ -1,10 +1,14 @@
 """Attacks on the smoothed classifier: an upper bound beside the certified lower one, and a test of certificates."""
 
+from lightning_rs.attacks.attacker import Attacker
 from lightning_rs.attacks.base import Attack
 from lightning_rs.attacks.external import External
+from lightning_rs.attacks.files import AttackFile, merge_attacks, read_attacks
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.gradient import DDN, PGD
 from lightning_rs.attacks.objectives import Margin, Objective, PlugIn, Reinforce
+from lightning_rs.attacks.record import AttackRecord, ValueTest
+from lightning_rs.attacks.search import Bracket, Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
 from lightning_rs.attacks.votes import VoteSearch
 
@@ -12,12 +16,21 @@ __all__ = [
     "DDN",
     "PGD",
     "Attack",
+    "AttackFile",
+    "AttackRecord",
+    "Attacker",
+    "Bracket",
     "External",
     "Geometry",
     "Margin",
     "Objective",
     "PlugIn",
     "Reinforce",
+    "Search",
     "SplittingMoves",
+    "ValueTest",
+    "Victim",
     "VoteSearch",
+    "merge_attacks",
+    "read_attacks",
 ]

@@ -1,0 +1,145 @@
+"""What attacking one image found: the smallest confirmed distance, and every test of what its certificate asserts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_rs.records.certification import from_line, to_line
+from lightning_rs.records.rounding import complement, round_down, round_up
+
+# Distances are computed in float64 from the numbers that were fed; what is left of rounding is far below this share.
+SLACK = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValueTest:
+    """A certificate asserts a smoothed probability at a point; fresh votes were compared with it.
+
+    Attributes:
+        kind: where: "clean", "random", "adversarial", or "found" for the confirmed adversarial point.
+        distance: norm of the perturbation in the certificate's norm, rounded down.
+        lower: asserted lower bound of the class's probability; for exact certificates of its number of votes.
+        count: votes for the class.
+        n: number of votes.
+        upper: upper confidence bound of the class's probability at level ``beta``; for exact certificates the count.
+        prediction: the abstaining prediction from the same votes.
+        counts: votes of all classes.
+        seed: entropy of the votes.
+        beta: failure probability of this test.
+        failed: the assertion is contradicted: ``upper < lower``, or another class inside the radius.
+    """
+
+    kind: str
+    distance: float
+    lower: float | None
+    count: int
+    n: int
+    upper: float
+    prediction: int
+    counts: tuple[int, ...]
+    seed: int
+    beta: float
+    failed: bool
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class AttackRecord:
+    """One image under attack. ``repr`` prints the sentence.
+
+    Attributes:
+        index: the data set's own index of the image.
+        label: true class, or None if unknown.
+        prediction: the class that was to be left: the certified one, or the most frequent where nothing is certified.
+        stated: whether a certificate states that class.
+        radius: certified radius, 0.0 where nothing is stated.
+        norm: norm of all distances.
+        ball: whether the certified ball contains its boundary.
+        alpha: failure probability of the certificate.
+        attacked: norm of the smallest confirmed adversarial perturbation, rounded up; None if none was found.
+        inside: whether that perturbation lies inside the certified ball, by its norm rounded down.
+        searched: largest radius at which the attacks did not succeed, beyond which nothing smaller was found.
+        confirmation: the votes that confirm ``attacked``: counts, n, beta, seed, prediction, and how many tries.
+        tests: tests of the certificate's assertions.
+        verdict: "" if nothing is contradicted; else what re-certification with a new key says.
+        failure: file with everything that repeats a contradiction, "" if there is none.
+
+    Raises:
+        ValueError: if the fields contradict each other.
+    """
+
+    index: int
+    label: int | None
+    prediction: int
+    stated: bool
+    radius: float
+    norm: str
+    ball: str
+    alpha: float
+    attacked: float | None
+    inside: bool
+    searched: float
+    confirmation: dict[str, Any] | None = None
+    tests: tuple[ValueTest, ...] = ()
+    verdict: str = ""
+    failure: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions."""
+        for holds, what in (
+            (self.index >= 0, "index must be >= 0"),
+            (math.isfinite(self.radius) and self.radius >= 0, "radius must be finite and >= 0"),
+            (self.attacked is None or (math.isfinite(self.attacked) and self.attacked >= 0), "attacked must be >= 0"),
+            ((self.attacked is None) == (self.confirmation is None), "attacked and confirmation go together"),
+            (self.attacked is not None or not self.inside, "inside needs an attack"),
+        ):
+            if not holds:
+                raise ValueError(f"{what}, got {self.index}, {self.radius}, {self.attacked}, {self.inside}")
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether any observation contradicts the certificate."""
+        return self.inside or any(test.failed for test in self.tests)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the class that was attacked is the label."""
+        return self.label is not None and self.prediction == self.label
+
+    @property
+    def bracket(self) -> tuple[float, float]:
+        """Certified from, broken from: 0 and 0 where the class is not the label, infinity where no attack succeeded."""
+        if not self.correct:
+            return 0.0, 0.0
+        return self.radius if self.stated else 0.0, math.inf if self.attacked is None else self.attacked
+
+    def to_json(self) -> str:
+        """Return one line, floats at full precision."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return to_line({**values, "tests": [dataclasses.asdict(test) for test in self.tests]})
+
+    @classmethod
+    def from_json(cls, line: str, where: str = "attack") -> AttackRecord:
+        """Read a line of :meth:`to_json`; raise ``ValueError`` naming ``where`` if it is none."""
+        values = from_line(line, where)
+        try:
+            numbers = {name: float(values[name]) for name in ("radius", "searched", "alpha")}
+            tests = tuple(ValueTest(**{**test, "counts": tuple(test["counts"])}) for test in values["tests"])
+            return cls(**{**values, **numbers, "tests": tests})
+        except (TypeError, ValueError, KeyError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def __repr__(self) -> str:
+        """Return the bracket as a sentence, the certified radius rounded down and the attacked one up."""
+        label = "" if self.label is None else f" (label {self.label})"
+        less = "<" if self.ball == "open" else "<="
+        if self.stated:
+            sure = f"with probability >= {complement(self.alpha)}" if self.alpha else "exactly"
+            certified = f"{sure} class {self.prediction} holds for {self.norm} norm {less} {round_down(self.radius, 4)}"
+        else:
+            certified = f"class {self.prediction} is not certified"
+        found = "no attack succeeded" if self.attacked is None else f"broken at {round_up(self.attacked, 4)}"
+        bad = f" CONTRADICTED: {self.verdict}" if self.contradicted else ""
+        return f"image {self.index}{label}: {certified}; {found}{bad}"
