@@ -17,6 +17,13 @@ from lightning_rs.records import ABSTAIN, Certification
 from lightning_rs.session import Predictions, Session
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, clopper_pearson_upper
 
+# Certificates of one class: inside the radius its probability exceeds one half. Others compare classes.
+_ONE_CLASS = (
+    "ChannelL2", "DipoleGradientL2", "DipoleL2", "FirstOrderL1", "FirstOrderLinf", "FirstOrderSubspaceL2", "GaussianL1",
+    "GaussianL2", "GaussianLinf", "LaplaceL1", "MixedNormLinf", "NormPowerL2", "NormPowerLinf", "PureLinf",
+    "SecondOrderL2", "SplittingL1", "UniformBoxL1", "UniformL1", "UniformLinf",
+)  # fmt: skip
+
 
 def asserted(record: Certification, noise: Noise, x: Tensor, z: Tensor, distance: float) -> float | None:
     """Return the lower bound that a certificate asserts at z of its class's probability, None if it asserts nothing.
@@ -41,7 +48,7 @@ def asserted(record: Certification, noise: Noise, x: Tensor, z: Tensor, distance
     tail = record.bounds.get("q_upper", 1 - record.bounds["p_lower"] if "p_lower" in record.bounds else None)
     if tail is not None and record.top == claimed(record):
         lower.append(law_value_lower(noise, min(float(tail), 1.0), (z.double() - x.double()).cpu().numpy()))
-    if "p_upper" not in record.bounds and within(record, distance):
+    if record.certificate.partition(":")[0] in _ONE_CLASS and within(record, distance):
         lower.append(0.5)
     known = [value for value in lower if value is not None]
     return max(known) if known else None

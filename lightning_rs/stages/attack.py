@@ -1,0 +1,366 @@
+"""The attack stage: certified images are attacked, their certificates tested, one record an image appended."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_rs.attacks import Attacker, AttackFile, AttackRecord, Geometry, Victim, merge_attacks, read_attacks
+from lightning_rs.certificates.base import certificate_from_dict
+from lightning_rs.certifier import Certifier
+from lightning_rs.data.base import ImageDataModule
+from lightning_rs.engine.runtime import Runtime
+from lightning_rs.loggers import log_figure
+from lightning_rs.noise.base import noise_from_dict, noise_to_dict
+from lightning_rs.plots.brackets import bracket_figure
+from lightning_rs.records import Certification, Header, environment, read_records
+from lightning_rs.records.certification import to_line
+from lightning_rs.stages.base import SmoothingStage
+from lightning_rs.stages.ranks import on_rank_zero
+from lightning_rs.statistics.attacks import attack_allowed
+
+_DESCRIBED = ("name", "norm", "alpha_split", "shared_failure")  # what a header says of a certificate beside its spec
+_DATA = ("name", "split", "grid", "domain", "fingerprint")
+
+
+class ContradictionError(ValueError):
+    """More certificates are contradicted than chance explains."""
+
+
+class AttackStage(SmoothingStage):
+    """Attacks the images of a record file with the checkpoint, noise and runtime that certified them.
+
+    Args:
+        attacker: how to attack; None: the usual attacks of the noise.
+        data: where the images come from.
+        records: the record file whose certificates are attacked.
+        out: file of attack records; None: ``NAME.attack.jsonl`` beside the records.
+        shard: (i, m): only every m-th recorded image, from the i-th.
+        certificate: attack in the norm of this certificate of the pass; None: the records' own.
+        allow_noise_mismatch: attack records whose noise is not the checkpoint's.
+    """
+
+    command: ClassVar[str] = "attack"
+    default_n: ClassVar[int] = 10_000
+
+    def __init__(
+        self,
+        attacker: Attacker | None,
+        data: ImageDataModule,
+        records: str | Path,
+        out: str | Path | None = None,
+        shard: tuple[int, int] | None = None,
+        certificate: str | None = None,
+        allow_noise_mismatch: bool = False,
+    ) -> None:
+        self.records_path = Path(records)
+        self.attacker = attacker or Attacker()
+        self._header, found = read_records(self.records_path)
+        spec = _chosen(self._header, certificate, self.records_path)
+        self._spec = spec
+        self.certified = {r.index: _under(r, spec, certificate) for r in found}
+        if not self.certified:
+            raise ValueError(f"records must hold at least one image, got none in {self.records_path}")
+        noise = noise_from_dict(self._header.binding["noise"])
+        super().__init__(
+            Certifier(
+                [_certificate(each) for each in self._header.binding["certificates"]],
+                n=int(self._header.binding["n"]),
+                runtime=_runtime(self._header.binding["runtime"], self.records_path),
+                noise=noise,
+                allow_noise_mismatch=allow_noise_mismatch,
+                separate_passes=True,
+            ),
+            data,
+        )
+        self._allow_noise_mismatch = allow_noise_mismatch
+        self._out = self.records_path.with_suffix(".attack.jsonl") if out is None else Path(out)
+        if shard is not None:
+            self._out = self._out.with_name(f"{self._out.stem}.shard{shard[0]}of{shard[1]}{self._out.suffix}")
+        self._shard = shard or (0, 1)
+        self._file: AttackFile | None = None
+        self._victim: Victim | None = None
+        self._seconds: list[float] = []
+        split = self._header.binding.get("data", {}).get("split", data.certify_split)
+        data.certify_split, data.skip, data.max = split, 1, None
+        data.indices = sorted(self.certified)
+
+    @property
+    def path(self) -> Path:
+        """The file of attack records."""
+        return self._out
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Lightning hook: check that the records belong to this checkpoint; return the images left to attack."""
+        trainer = self.pl_trainer
+        self._check_noise()
+        session = self.open_session()
+        self._check_binding()
+        self._check_first()
+        geometry = Geometry.of_certificate(self._spec, self.model.shape, self.data.domain, self.data.grid)
+        for attack in self.attacker.chosen(session.noise):
+            if geometry.norm not in attack.norms:
+                raise ValueError(f"norm {self._spec['norm']!r} has no attack in {type(attack).__name__}")
+        self._victim = self.attacker.victim(session, self.model.network, geometry)
+        header = self._attack_header()
+        own = self._part(trainer.global_rank)
+        done = on_rank_zero(trainer, lambda: self._done(header))
+        self._file = AttackFile(own, header)
+        indices = sorted(self.certified)
+        mine = indices[self._shard[0] :: self._shard[1]]
+        missing = [position for position, index in enumerate(indices) if index in mine and index not in done]
+        names = ", ".join(type(attack).__name__ for attack in self.attacker.chosen(session.noise))
+        self.say(
+            f"attack {len(missing)} of {len(mine)} certified images of {self.data.name} under {session.noise!r} in "
+            f"{self._spec['norm']} by {names}; confirmations of n = {self.attacker.n:,} at beta "
+            f"{self.attacker.beta:g}, records in {self.path}"
+        )
+        return self.loader(missing)
+
+    def _step(self, batch: Mapping[str, Tensor]) -> list[int]:
+        """Attack a batch and write its records."""
+        assert self._victim is not None
+        assert self._file is not None
+        start = time.perf_counter()
+        records = [self.certified[int(index)] for index in batch["index"]]
+        results = self.attacker.run_with_points(self._victim, records, batch["image"])
+        self._seconds.append((time.perf_counter() - start) / len(results))
+        for record, points in results:
+            kept = dataclasses.replace(record, failure=self._keep(record, points)) if points else record
+            self._file.append(kept)
+            if kept.contradicted:
+                print(repr(kept), file=sys.stderr)
+        return batch["index"].tolist()
+
+    def finish(self, trainer: pl.Trainer) -> list[AttackRecord]:
+        """Close and merge the files, show the bracket, and return the records (on every rank).
+
+        Raises:
+            ContradictionError: if more certificates are contradicted than chance explains.
+        """
+        if self._file is not None:
+            self._file.close()
+        self.raise_errors()
+        on_rank_zero(trainer, lambda: self._merge(trainer.world_size))
+        records = read_attacks(self.path)[1]
+        if trainer.is_global_zero and records:
+            log_figure(trainer, "attack/bracket", bracket_figure({self.data.name: records}))
+            self.say(self.summary(records))
+        refuse_contradictions(records, self.attacker, self.path)
+        return records
+
+    def summary(self, records: Sequence[AttackRecord]) -> str:
+        """Return the result as lines for people."""
+        right = [record for record in records if record.correct]
+        broken = [record for record in right if record.attacked is not None]
+        bad, allowed = sum(record.contradicted for record in records), allowed_contradictions(records, self.attacker)
+        seconds = f", {np.mean(self._seconds):.2f} s an image" if self._seconds else ""
+        both = [r for r in broken if r.stated]
+        gap = np.median([r.bracket[1] - r.bracket[0] for r in both]) if both else float("nan")
+        return (
+            f"{len(records)} images, {len(right)} right: {sum(r.stated for r in right)} certified, {len(broken)} broken "
+            f"by a confirmed attack, median gap {gap:.4f} ({records[0].norm}){seconds}\n"
+            f"contradicted certificates: {bad} (by chance at most {allowed} with probability 1 - {self.attacker.rho:g})"
+        )
+
+    def interrupted(self) -> None:
+        """Release the file and say what is safe."""
+        if self._file is not None:
+            self._file.close()
+            print(f"attacked images are recorded in {self.path}: the same attack goes on from there", file=sys.stderr)
+
+    def _check_noise(self) -> None:
+        theirs, own = noise_from_dict(self._header.binding["noise"]), self.model.noise
+        if theirs != own and not self._allow_noise_mismatch:
+            raise ValueError(
+                f"records of {self.records_path} were made with {theirs!r}, the checkpoint is of {own!r}: set "
+                "allow_noise_mismatch if that was on purpose"
+            )
+
+    def _check_binding(self) -> None:
+        """Refuse records of another network, runtime or data set."""
+        session, theirs = self.session, self._header.binding
+        described = self.data.describe()
+        mine = {
+            "classifier": session.classifier,
+            "noise": noise_to_dict(session.noise),
+            "runtime": session.prepared.describe(),
+            "data": {name: described.get(name) for name in _DATA},
+        }
+        wanted = {
+            **{name: theirs[name] for name in ("classifier", "noise", "runtime")},
+            "data": {name: theirs["data"].get(name) for name in _DATA},
+        }
+        differences = Header(wanted).difference(Header(mine))
+        if differences:
+            raise ValueError(
+                f"records of {self.records_path} are not of this checkpoint, noise, runtime and data: "
+                f"{'; '.join(differences)}"
+            )
+
+    def _check_first(self) -> None:
+        first = self.one(0)
+        self.check_images(first)
+        self.session.probe(first["image"])
+
+    def _attack_header(self) -> Header:
+        certification = hashlib.sha256(to_line(dict(self._header.binding)).encode()).hexdigest()
+        binding = {
+            "certification": certification,
+            "certificate": self._spec["name"],
+            "norm": self._spec["norm"],
+            "alpha": self._header.binding["alpha"],
+            "classifier": self.session.classifier,
+            "noise": noise_to_dict(self.session.noise),
+            "runtime": self.session.prepared.describe(),
+            "attacker": self.attacker.describe(),
+        }
+        return Header(binding, {**environment(), "records": str(self.records_path), "shard": list(self._shard)})
+
+    def _keep(self, record: AttackRecord, points: Mapping[str, Tensor]) -> str:
+        """Write all that repeats a contradiction, and return the file's name."""
+        folder = self.path.with_suffix(".failures")
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"image{record.index}.npz"
+        arrays = {kind: point.cpu().numpy() for kind, point in points.items()}
+        told = to_line({"attack": record.to_json(), "binding": dict(self._header.binding), "environment": environment()})
+        np.savez(path, record=np.array(told), **arrays)  # type: ignore[arg-type]
+        return str(path.relative_to(self.path.parent))
+
+    def _part(self, rank: int) -> Path:
+        if self.pl_trainer.world_size == 1:
+            return self.path
+        return self.path.with_name(f"{self.path.stem}.rank{rank}{self.path.suffix}")
+
+    def _parts(self) -> list[Path]:
+        ranks = sorted(self.path.parent.glob(f"{self.path.stem}.rank*{self.path.suffix}"))
+        return [path for path in (self.path, *ranks) if path.is_file()]
+
+    def _done(self, header: Header) -> set[int]:
+        done: set[int] = set()
+        for path in self._parts():
+            file = AttackFile(path, header)
+            done |= file.done
+            file.close()
+        return done
+
+    def _merge(self, world_size: int) -> None:
+        parts = self._parts()
+        if parts == [self.path]:
+            return
+        merged = self.path.with_name(f".{self.path.name}.merged")
+        merged.unlink(missing_ok=True)
+        merge_attacks(parts, merged)
+        merged.replace(self.path)
+        for part in parts:
+            if part != self.path:
+                part.unlink()
+
+
+def allowed_contradictions(records: Sequence[AttackRecord], attacker: Attacker) -> int:
+    """Return how many contradicted certificates chance explains; none if they are exact."""
+    alpha = max((record.alpha for record in records), default=0.0)
+    if alpha == 0:
+        return 0
+    return int(attack_allowed(len(records), alpha, attacker.rho, attacker.beta))
+
+
+def refuse_contradictions(records: Sequence[AttackRecord], attacker: Attacker, path: Path) -> None:
+    """Raise :class:`ContradictionError` if more certificates are contradicted than chance explains."""
+    bad = [record for record in records if record.contradicted]
+    allowed = allowed_contradictions(records, attacker)
+    if len(bad) > allowed:
+        raise ContradictionError(
+            f"{len(bad)} of {len(records)} certificates are contradicted, at most {allowed} by chance (probability "
+            f"{attacker.rho:g}); first image {bad[0].index}: {bad[0].verdict}; see {path}"
+        )
+
+
+def _chosen(header: Header, name: str | None, path: Path) -> dict[str, Any]:
+    """Return what the header says of the certificate to attack."""
+    if header.imported:
+        raise ValueError(f"records must be made by certify to be attacked; {path} was imported")
+    specs = [dict(spec) for spec in header.binding["certificates"]]
+    if name is None:
+        return specs[0]
+    for spec in specs:
+        if spec["name"] == name:
+            return spec
+    raise ValueError(f"certificate must be one of {', '.join(spec['name'] for spec in specs)}, got {name!r}")
+
+
+def _certificate(spec: Mapping[str, Any]) -> Any:
+    return certificate_from_dict({key: value for key, value in spec.items() if key not in _DESCRIBED})
+
+
+def _under(record: Certification, spec: Mapping[str, Any], name: str | None) -> Certification:
+    if name is None or name == record.certificate:
+        return record
+    certificate = _certificate(spec)
+    return record.under(name, certificate.norm, certificate.ball, 0.0 if certificate.exact else record.alpha)
+
+
+def _runtime(described: Mapping[str, Any], path: Path) -> Runtime:
+    """Return the configuration of the runtime that a header describes."""
+    try:
+        return Runtime(
+            precision=described["precision"],
+            channels_last=described["channels_last"],
+            fold=described["folded"],
+            fuse=described["fused"],
+            compile=described["compiled"],
+            micro_batch=int(described["micro_batch"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the header does not describe a runtime that can be run again: {error}") from error
+
+
+def check_certificates(
+    stage: SmoothingStage, records: Sequence[Certification], share: float, attacker: Attacker | None = None
+) -> str:
+    """Test what a share of the certificates asserts, at random and adversarial points, and return a line for people.
+
+    Args:
+        stage: the finished certification, with its session and data.
+        records: its certifications.
+        share: share of the images, in (0, 1]; they are spread evenly over the indices.
+        attacker: how; None: the usual attacks of the noise.
+
+    Raises:
+        ContradictionError: if more certificates are contradicted than chance explains.
+    """
+    config = attacker or Attacker(bracket=False)
+    session = stage.session
+    count = max(1, round(share * len(records)))
+    chosen = [records[position] for position in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
+    spec = {"norm": chosen[0].norm, **certificate_basis(session.certifier.certificates[0])}
+    geometry = Geometry.of_certificate(spec, stage.model.shape, stage.data.domain, stage.data.grid)
+    victim = config.victim(session, stage.model.network, geometry)
+    subset = stage.data.certification_subset()
+    positions = {int(index): position for position, index in enumerate(subset.indices)}
+    attacked: list[AttackRecord] = []
+    with torch.inference_mode(False), torch.enable_grad():
+        for start in range(0, len(chosen), 8):
+            part = chosen[start : start + 8]
+            images = subset.__getitems__([positions[record.index] for record in part]).image.to(stage.model.device)
+            attacked += config.run(victim, part, images.clone())
+    refuse_contradictions(attacked, config, Path("the certification"))
+    tests = sum(len(record.tests) for record in attacked)
+    bad = sum(record.contradicted for record in attacked)
+    return f"check: {tests} assertions of {len(attacked)} certificates tested by fresh votes, {bad} contradicted"
+
+
+def certificate_basis(certificate: Any) -> dict[str, Any]:
+    """Return where a subspace certificate keeps its basis, for :meth:`Geometry.of_certificate`."""
+    return {name: value for name, value in certificate.spec().items() if name == "basis"}
