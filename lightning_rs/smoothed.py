@@ -12,7 +12,6 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from torch import Tensor, nn
 
-from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import check_at_least, check_positive
 from lightning_rs.engine.streams import Streams
@@ -76,7 +75,7 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         self.seed = int(seed)
         self.common_noise = common_noise
         self.temperature = float(check_positive("temperature", temperature))
-        self.certifier = certifier or Certifier([natural_certificate(type(noise))()])
+        self.certifier = certifier or Certifier()
         self.domain = domain
         self.grid = grid
         self.architecture = None if architecture is None else dict(architecture)

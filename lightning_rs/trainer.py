@@ -1,4 +1,4 @@
-"""A Lightning Trainer with a certify stage."""
+"""A Lightning Trainer with a certify and an attack stage."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
+from lightning_rs.attacks import Attacker, AttackRecord
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming
 from lightning_rs.classifiers.base import BaseClassifier
@@ -20,7 +21,13 @@ from lightning_rs.data.base import ImageDataModule
 from lightning_rs.networks.files import reason_not_loaded
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
-from lightning_rs.stages import CertificationStage, PredictionStage, SmoothingStage
+from lightning_rs.stages import (
+    AttackStage,
+    CertificationStage,
+    PredictionStage,
+    SmoothingStage,
+    check_certificates,
+)
 
 # What Lightning understands instead of a path.
 _KEYWORDS = ("best", "last", "hpc", "registry")
@@ -33,7 +40,7 @@ CALLBACKS_OF_TRAINING = (
 
 
 class Trainer(pl.Trainer):
-    """pytorch_lightning.Trainer plus :meth:`certify`, and a :meth:`predict` that runs the smoothed classifier.
+    """pytorch_lightning.Trainer plus certify and attack, and a :meth:`predict` that runs the smoothed classifier.
 
     Lightning's ``precision`` governs training; the certifier's runtime alone governs certification and prediction.
 
@@ -43,6 +50,8 @@ class Trainer(pl.Trainer):
         records_path: their file.
         prediction_summary: the last prediction's result as a line for people.
         run_folder: where a run without a logger keeps its files; None: ``default_root_dir``.
+        check_summary: what the check of the last certification found.
+        attacks_path: file of the last attack.
     """
 
     smoothing_stage: SmoothingStage | None = None
@@ -50,6 +59,8 @@ class Trainer(pl.Trainer):
     records_path: Path | None = None
     prediction_summary: str = ""
     run_folder: Path | None = None
+    check_summary: str = ""
+    attacks_path: Path | None = None
 
     def certify(
         self,
@@ -60,6 +71,7 @@ class Trainer(pl.Trainer):
         records: str | Path | None = None,
         shard: str | None = None,
         preview: bool = False,
+        check: float | None = None,
     ) -> list[Certification]:
         """Certify the data module's certification subset and return its records in index order.
 
@@ -77,21 +89,74 @@ class Trainer(pl.Trainer):
             shard: "i/m" certifies every m-th image of the subset from the i-th (0 <= i < m), as an independent job;
                 merge the files with ``python -m lightning_rs merge``.
             preview: draw noise of its own, which no later certification of the checkpoint sees again; records say so.
+            check: share of the images, in (0, 1], whose certificates are then tested: at the image, a random and an
+                adversarial point of the ball, fresh votes are compared with what the certificate asserts there.
 
         Raises:
             FileNotFoundError: if the checkpoint or the data are missing.
-            ValueError: if the checkpoint is corrupt, the shard is out of range, an image is bad, a certificate is not
-                proved for the noise, or the record file was made with another configuration (the message names the
-                difference).
+            ValueError: if the checkpoint is corrupt, the shard or the check is out of range, an image is bad, a
+                certificate is not proved for the noise, the record file was made with another configuration (the
+                message names the difference), or more certificates are contradicted than chance explains.
         """
+        if check is not None and not 0 < check <= 1:
+            raise ValueError(f"check must lie in (0, 1], got {check!r}")
         ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
         check_checkpoint(ckpt_path)
         stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard), preview)
         with self._smoothing(stage):
             super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
             self.certifications = stage.finish(self)
-        self.records_path = stage.files.path
+            self.records_path = stage.files.path
+            if check is not None and self.is_global_zero:
+                self.check_summary = check_certificates(stage, self.certifications, check)
         return self.certifications
+
+    def attack(
+        self,
+        model: BaseClassifier,
+        datamodule: ImageDataModule,
+        records: str | Path,
+        attacker: Attacker | None = None,
+        ckpt_path: str | Path | None = None,
+        out: str | Path | None = None,
+        shard: str | None = None,
+        certificate: str | None = None,
+        allow_noise_mismatch: bool = False,
+    ) -> list[AttackRecord]:
+        """Attack the images of a record file, test their certificates, and return one attack record an image.
+
+        The checkpoint, the noise, the runtime and the data must be those of the records. Every finished image is on
+        disk; the same call goes on after an interruption. Confirmations are votes on fresh entropy, which is recorded.
+
+        Args:
+            model: the classifier.
+            datamodule: where the images come from; which of them, the records say.
+            records: record file of :meth:`certify`.
+            attacker: which attacks, how many votes; None: the usual attacks of the noise.
+            ckpt_path: checkpoint that made the records.
+            out: file of attack records; None: ``NAME.attack.jsonl`` beside the records.
+            shard: "i/m" attacks every m-th recorded image from the i-th.
+            certificate: attack in the norm of this certificate of the pass; None: the records' own.
+            allow_noise_mismatch: attack records whose noise is not the checkpoint's.
+
+        Raises:
+            FileNotFoundError: if the checkpoint, the records or the data are missing.
+            ValueError: if the records are of another checkpoint, noise, runtime or data, if their norm has no attack,
+                if the network has no gradient for a gradient attack, or if more certificates are contradicted than
+                chance explains.
+        """
+        ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
+        check_checkpoint(ckpt_path)
+        stage = AttackStage(attacker, datamodule, records, out, _parse_shard(shard), certificate, allow_noise_mismatch)
+        loop = self.predict_loop
+        before, loop.inference_mode = loop.inference_mode, False  # nothing inside can undo inference mode
+        try:
+            with self._smoothing(stage):
+                super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
+                self.attacks_path = stage.path
+                return stage.finish(self)
+        finally:
+            loop.inference_mode = before
 
     def predict(
         self,

@@ -56,6 +56,10 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> str:
+        if _holds_attacks(args.records[0]):
+            from lightning_rs.attacks import merge_attacks
+
+            return f"{args.out}: {merge_attacks(args.records, args.out)} images"
         paths = _record_files(args.records)
         count = merge(paths, args.out)
         merge_sidecars(paths, args.out)
@@ -138,3 +142,11 @@ def _finish(parser: argparse.ArgumentParser, run: Callable[[], str]) -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _holds_attacks(path: str) -> bool:
+    """Return whether a file holds attack records; looking does not need torch."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.readline().startswith(b'{"format":"lightning_rs attacks"')

@@ -11,6 +11,7 @@ _WHAT = {
     "test": "accuracy on test images, clean and under noise",
     "predict": "classes by vote under noise, abstaining where it is not significant, as CSV",
     "certify": "a certified radius for each image, as a record file",
+    "attack": "attack certified images, and test what their certificates assert",
     "report": "compare record files: tables, bounds and figures",
     "merge": "merge the record files of shards or processes",
     "import": "turn a table of radii into a record file",
@@ -63,7 +64,20 @@ _OPTIONS = {
   --shard I/M                 the I-th of M independent jobs
   --untrained true            certify random weights, where no checkpoint is given
 """
-    + _CERTIFIER,
+    + _CERTIFIER
+    + """\
+  --check SHARE               then test what the certificates of a share of the images assert
+""",
+    "attack": _CHECKPOINT
+    + _DATA
+    + """\
+  RECORDS                     the record file whose images are attacked
+  --attacker CLASS            lightning_rs.attacks.Attacker, or your own
+  --attacker.n N              votes of each confirmation
+  --attacker.attacks LIST     classes: PGD, DDN, VoteSearch, SplittingMoves, External (foolbox, torchattacks)
+  --out FILE                  the file of attack records; running the same again does what is missing
+  --shard I/M                 the I-th of M independent jobs
+""",
 }
 _EXAMPLES = {
     "fit": (
@@ -78,6 +92,7 @@ _EXAMPLES = {
         "certify --ckpt_path runs/checkpoints/last.ckpt",
         "certify --ckpt_path runs/checkpoints/last.ckpt --certifier.n 1e4 --data.max 500 --records r.jsonl",
     ),
+    "attack": ("attack r.jsonl --ckpt_path runs/checkpoints/last.ckpt",),
     "report": ("report runs/certify", "report a.jsonl b.jsonl --out comparison --paired"),
 }
 

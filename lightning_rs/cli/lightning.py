@@ -30,7 +30,7 @@ from lightning_rs.shipped import checkpoint_path
 from lightning_rs.trainer import CALLBACKS_OF_TRAINING, Trainer, check_checkpoint
 
 # Stages whose model and data a checkpoint may name.
-_FROM_CHECKPOINT = ("certify", "predict", "test", "validate")
+_FROM_CHECKPOINT = ("certify", "attack", "predict", "test", "validate")
 # What all stages share; the rest of a configuration belongs to one call of one stage.
 _SHARED = ("seed_everything", "trainer", "model", "data", "certifier")
 
@@ -56,7 +56,7 @@ class RunConfig(SaveConfigCallback):
 
 
 class SmoothingCLI(LightningCLI):
-    """fit, validate, test, predict and certify; one configuration serves them all."""
+    """fit, validate, test, predict, certify and attack; one configuration serves them all."""
 
     datamodule: ImageDataModule
     model: BaseClassifier
@@ -83,9 +83,10 @@ class SmoothingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Return Lightning's subcommands, and certify."""
+        """Return Lightning's subcommands, certify and attack."""
         commands = {**LightningCLI.subcommands(), "certify": {"model", "datamodule", "certifier"}}
         commands["predict"] = commands["predict"] | {"certifier"}
+        commands["attack"] = {"model", "datamodule"}
         return commands
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -105,7 +106,7 @@ class SmoothingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse; an error says what was probably meant."""
-        given = with_whole_numbers(sys.argv[1:] if args is None else cast("Sequence[str]", args))
+        given = _named(with_whole_numbers(sys.argv[1:] if args is None else cast("Sequence[str]", args)))
         for stage in _FROM_CHECKPOINT:
             self._subcommand_parsers[stage].add_argument(
                 "--untrained",
@@ -263,6 +264,13 @@ class SmoothingCLI(LightningCLI):
     def after_certify(self) -> None:
         """Print the result."""
         self._summarize(self.trainer.certifications)
+        if self.trainer.is_global_zero and self.trainer.check_summary:
+            print(self.trainer.check_summary)
+
+    def after_attack(self) -> None:
+        """Say where the records are."""
+        if self.trainer.is_global_zero:
+            print(f"attacks: {self.trainer.attacks_path}")
 
     def after_predict(self) -> None:
         """Print the result."""
@@ -274,6 +282,13 @@ class SmoothingCLI(LightningCLI):
         if self.trainer.is_global_zero and records:
             noise = self.certifier.noise if self.certifier is not None and self.certifier.noise else self.model.noise
             print(f"{summary(records, noise)}\nrecords: {path}\nreport:  python -m lightning_rs report {path}")
+
+
+def _named(words: list[str]) -> list[str]:
+    """Return the words with the record file of ``attack RECORDS`` as an option."""
+    if words[:1] == ["attack"] and len(words) > 1 and not words[1].startswith("-"):
+        return ["attack", "--records", *words[1:]]
+    return words
 
 
 def _option(words: Sequence[str], name: str) -> str | None:

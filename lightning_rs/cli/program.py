@@ -27,7 +27,7 @@ COMMANDS = {
 }
 # Commands with a model, which Lightning's parser understands.
 _OFFLINE = "; without an account: --trainer.logger.init_args.offline true, or --trainer.logger false"
-STAGES = ("fit", "validate", "test", "predict", "certify")
+STAGES = ("fit", "validate", "test", "predict", "certify", "attack")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -69,7 +69,10 @@ def bracket_figure(runs: Mapping[str, Sequence[Bracketed]], title: str = "") -> 
         edges, certified, standing = bracket_steps(records)
         right = max(right, float(edges[-1]))
         end = np.append(edges, edges[-1] * 1.05 + 1e-9)
-        for heights, style, what in ((certified, "solid", "certified at r"), (standing, (0, (6, 2)), "not attacked at r")):
+        for heights, style, what in (
+            (certified, "solid", "certified at r"),
+            (standing, (0, (6, 2)), "not attacked at r"),
+        ):
             axes.step(
                 end, np.append(heights, heights[-1]), where="post", color=colour, linestyle=style, lw=1.8,
                 label=f"{name}: {what} ({len(records)} images)",

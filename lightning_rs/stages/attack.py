@@ -75,12 +75,10 @@ class AttackStage(SmoothingStage):
         noise = noise_from_dict(self._header.binding["noise"])
         super().__init__(
             Certifier(
-                [_certificate(each) for each in self._header.binding["certificates"]],
                 n=int(self._header.binding["n"]),
                 runtime=_runtime(self._header.binding["runtime"], self.records_path),
                 noise=noise,
                 allow_noise_mismatch=allow_noise_mismatch,
-                separate_passes=True,
             ),
             data,
         )
@@ -169,8 +167,8 @@ class AttackStage(SmoothingStage):
         both = [r for r in broken if r.stated]
         gap = np.median([r.bracket[1] - r.bracket[0] for r in both]) if both else float("nan")
         return (
-            f"{len(records)} images, {len(right)} right: {sum(r.stated for r in right)} certified, {len(broken)} broken "
-            f"by a confirmed attack, median gap {gap:.4f} ({records[0].norm}){seconds}\n"
+            f"{len(records)} images, {len(right)} right: {sum(r.stated for r in right)} certified, {len(broken)} "
+            f"broken by a confirmed attack, median gap {gap:.4f} ({records[0].norm}){seconds}\n"
             f"contradicted certificates: {bad} (by chance at most {allowed} with probability 1 - {self.attacker.rho:g})"
         )
 
@@ -234,7 +232,9 @@ class AttackStage(SmoothingStage):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"image{record.index}.npz"
         arrays = {kind: point.cpu().numpy() for kind, point in points.items()}
-        told = to_line({"attack": record.to_json(), "binding": dict(self._header.binding), "environment": environment()})
+        told = to_line(
+            {"attack": record.to_json(), "binding": dict(self._header.binding), "environment": environment()}
+        )
         np.savez(path, record=np.array(told), **arrays)  # type: ignore[arg-type]
         return str(path.relative_to(self.path.parent))
 
