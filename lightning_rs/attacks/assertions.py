@@ -99,6 +99,8 @@ def run_tests(
         beta: failure probability of each test.
     """
     votes = session.predict(points, n=n, alpha=beta)
+    if session.lattice is not None:  # what the noise law in whole numbers may err by
+        beta = session.lattice.level(beta, n, points[0].numel())
     distances = geometry.distance(images.flatten(1), points.flatten(1))
     return [
         judged(session.noise, record, image, point, kind, shortened(float(distance)), votes, row, beta)

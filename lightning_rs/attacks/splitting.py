@@ -196,9 +196,9 @@ class SplittingMoves(Attack):
         smoothed.renew()
         x = (whole.double() / q).float().view(shape)
         uphill = geometry.within(Margin().gradient(smoothed, x, torch.tensor([own], device=x.device)))[0]
-        untouched = whole == original
+        onward = (whole - original).sign() * uphill.sign() >= 0  # a pixel may go on, but not back
         target = torch.where(uphill > 0, q, 0).to(whole)
-        room = torch.where(untouched & (uphill != 0), (target - whole).abs(), 0)
+        room = torch.where(onward & (uphill != 0), (target - whole).abs(), 0)
         chosen = torch.argsort(uphill.abs() * (room > 0), descending=True)
         spent = (room[chosen].cumsum(0) - room[chosen]).clamp(max=spare)
         length = torch.minimum(room[chosen], (spare - spent).clamp(min=0)).to(whole)

@@ -21,6 +21,7 @@ from lightning_rs.certificates.base import certificate_from_dict
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.streams import image_sha256
 from lightning_rs.loggers import log_figure
 from lightning_rs.noise.base import noise_from_dict, noise_to_dict
 from lightning_rs.plots.brackets import bracket_figure
@@ -30,7 +31,7 @@ from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.ranks import on_rank_zero
 from lightning_rs.statistics.attacks import attack_allowed
 
-_DESCRIBED = ("name", "norm", "alpha_split", "shared_failure")  # what a header says of a certificate beside its spec
+_BOUND = ("classifier", "function", "noise", "lattice", "runtime")  # what decides a vote
 _DATA = ("name", "split", "grid", "domain", "fingerprint")
 
 
@@ -75,6 +76,8 @@ class AttackStage(SmoothingStage):
         noise = noise_from_dict(self._header.binding["noise"])
         super().__init__(
             Certifier(
+                [certificate_from_dict(each) for each in self._header.binding["certificates"]],
+                separate_passes=True,
                 n=int(self._header.binding["n"]),
                 runtime=_runtime(self._header.binding["runtime"], self.records_path),
                 noise=noise,
@@ -132,6 +135,11 @@ class AttackStage(SmoothingStage):
         assert self._file is not None
         start = time.perf_counter()
         records = [self.certified[int(index)] for index in batch["index"]]
+        for record, image in zip(records, batch["image"], strict=True):
+            if record.image and record.image != image_sha256(image):
+                raise ValueError(
+                    f"image {record.index} of {self.data.name} is not the certified one: its SHA-256 differs"
+                )
         results = self.attacker.run_with_points(self._victim, records, batch["image"])
         self._seconds.append((time.perf_counter() - start) / len(results))
         for record, points in results:
@@ -190,14 +198,13 @@ class AttackStage(SmoothingStage):
         """Refuse records of another network, runtime or data set."""
         session, theirs = self.session, self._header.binding
         described = self.data.describe()
+        bound = session.describe()
         mine = {
-            "classifier": session.classifier,
-            "noise": noise_to_dict(session.noise),
-            "runtime": session.prepared.describe(),
+            **{name: bound[name] for name in _BOUND},
             "data": {name: described.get(name) for name in _DATA},
         }
         wanted = {
-            **{name: theirs[name] for name in ("classifier", "noise", "runtime")},
+            **{name: theirs.get(name) for name in _BOUND},
             "data": {name: theirs["data"].get(name) for name in _DATA},
         }
         differences = Header(wanted).difference(Header(mine))
@@ -300,14 +307,10 @@ def _chosen(header: Header, name: str | None, path: Path) -> dict[str, Any]:
     raise ValueError(f"certificate must be one of {', '.join(spec['name'] for spec in specs)}, got {name!r}")
 
 
-def _certificate(spec: Mapping[str, Any]) -> Any:
-    return certificate_from_dict({key: value for key, value in spec.items() if key not in _DESCRIBED})
-
-
 def _under(record: Certification, spec: Mapping[str, Any], name: str | None) -> Certification:
     if name is None or name == record.certificate:
         return record
-    certificate = _certificate(spec)
+    certificate = certificate_from_dict(spec)
     return record.under(name, certificate.norm, certificate.ball, 0.0 if certificate.exact else record.alpha)
 
 
