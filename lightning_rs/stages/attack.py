@@ -134,13 +134,11 @@ class AttackStage(SmoothingStage):
         assert self._victim is not None
         assert self._file is not None
         start = time.perf_counter()
-        records = [self.certified[int(index)] for index in batch["index"]]
-        for record, image in zip(records, batch["image"], strict=True):
-            if record.image and record.image != image_sha256(image):
-                raise ValueError(
-                    f"image {record.index} of {self.data.name} is not the certified one: its SHA-256 differs"
-                )
-        results = self.attacker.run_with_points(self._victim, records, batch["image"])
+        certified = [self.certified[int(index)] for index in batch["index"]]
+        for claim, image in zip(certified, batch["image"], strict=True):
+            if claim.image and claim.image != image_sha256(image):
+                raise ValueError(f"image {claim.index} of {self.data.name} is not the certified one: SHA-256 differs")
+        results = self.attacker.run_with_points(self._victim, certified, batch["image"])
         self._seconds.append((time.perf_counter() - start) / len(results))
         for record, points in results:
             kept = dataclasses.replace(record, failure=self._keep(record, points)) if points else record
@@ -205,6 +203,8 @@ class AttackStage(SmoothingStage):
         }
         wanted = {
             **{name: theirs.get(name) for name in _BOUND},
+            # The arguments stand in the header as well; what they build is bound by its logits.
+            "function": {name: (theirs.get("function") or {}).get(name) for name in bound["function"]},
             "data": {name: theirs["data"].get(name) for name in _DATA},
         }
         differences = Header(wanted).difference(Header(mine))
