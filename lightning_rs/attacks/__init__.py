@@ -3,14 +3,14 @@
 from lightning_rs.attacks.attacker import Attacker
 from lightning_rs.attacks.base import Attack
 from lightning_rs.attacks.external import External
-from lightning_rs.attacks.files import AttackFile, merge_attacks, read_attacks
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.gradient import DDN, PGD
 from lightning_rs.attacks.objectives import Margin, Objective, PlugIn, Reinforce
-from lightning_rs.attacks.record import AttackRecord, ValueTest
 from lightning_rs.attacks.search import Bracket, Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
 from lightning_rs.attacks.votes import VoteSearch
+from lightning_rs.records.attack_files import AttackFile, merge_attacks, read_attacks
+from lightning_rs.records.attacks import AttackRecord, ValueTest
 
 __all__ = [
     "DDN",

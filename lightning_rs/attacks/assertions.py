@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lightning_rs.attacks.geometry import Geometry
-from lightning_rs.attacks.record import SLACK, ValueTest
 from lightning_rs.certificates.values import law_value_lower
 from lightning_rs.noise.base import EnumeratedNoise, Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
+from lightning_rs.records.attacks import SLACK, ValueTest
 from lightning_rs.session import Predictions, Session
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, clopper_pearson_upper
 

@@ -13,7 +13,6 @@ from lightning_rs.attacks.assertions import claimed, run_tests, shortened, verdi
 from lightning_rs.attacks.base import Attack
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.gradient import PGD
-from lightning_rs.attacks.record import SLACK, AttackRecord, ValueTest
 from lightning_rs.attacks.search import Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
 from lightning_rs.checks import check_alpha, check_at_least, check_positive
@@ -21,6 +20,7 @@ from lightning_rs.engine.streams import fresh_seed
 from lightning_rs.noise.base import EnumeratedNoise, Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
+from lightning_rs.records.attacks import SLACK, AttackRecord, ValueTest
 from lightning_rs.session import Session
 from lightning_rs.smoothed import SmoothedClassifier
 

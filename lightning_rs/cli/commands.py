@@ -57,7 +57,7 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
 
     def run() -> str:
         if _holds_attacks(args.records[0]):
-            from lightning_rs.attacks import merge_attacks
+            from lightning_rs.records.attack_files import merge_attacks
 
             return f"{args.out}: {merge_attacks(args.records, args.out)} images"
         paths = _record_files(args.records)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_rs.attacks.record import AttackRecord
+from lightning_rs.records.attacks import AttackRecord
 from lightning_rs.records.certification import from_line, to_line
 from lightning_rs.records.header import Header
 from lightning_rs.records.writing import refuse_other_binding
