@@ -84,5 +84,5 @@ def bracket_figure(runs: Mapping[str, Sequence[Bracketed]], title: str = "") -> 
     axes.set_xlim(0, right * 1.05 if right > 0 else 1.0)
     axes.set_ylim(0, 1.02)
     finish(axes, f"{norms[0]} radius r (input units)", "share of images", title)
-    figure.legend(loc="outside upper center", ncols=2 if len(runs) == 1 else 1, fontsize=9, frameon=False)
+    figure.legend(loc="outside upper center", ncols=1, fontsize=9, frameon=False)
     return figure
