@@ -1,4 +1,4 @@
-"""Attack success against the number of PGD steps T and of noisy copies m (Salman et al. 2019, section 4.3), on digits."""
+"""Attack success against the number of PGD steps T and of noisy copies m, on digits (compare Salman et al. 2019)."""
 
 from __future__ import annotations
 
