@@ -305,6 +305,42 @@ def test_call_keeps_shape_and_dtype(noise: Noise, dtype: torch.dtype) -> None:
 
 
 @every
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_noisy_copy_passes_the_gradient_of_its_input(noise: Noise, dtype: torch.dtype) -> None:
+    # The derivative of additive noise; for the others the straight-through estimate.
+    x = image(noise).view(1, *SHAPE).repeat(3, 1, 1, 1).to(dtype).requires_grad_(True)
+    drawn = noise.variates(x, generator(4))
+    noisy, weight = noise.at(x, drawn), torch.randn(3, *SHAPE, generator=generator(5), dtype=dtype)
+    with torch.no_grad():
+        assert torch.equal(noisy, noise(x, generator(4)))
+    (noisy * weight).sum().backward()
+    assert torch.equal(x.grad, weight)
+    if isinstance(noise, AdditiveNoise):
+        moved = noise.at(x.detach() + 0.25, drawn) - noisy.detach()
+        assert torch.allclose(moved, torch.full_like(moved, 0.25), atol=1e-6)
+
+
+@every
+def test_channels_last_batches_keep_their_layout_and_the_law(noise: Noise) -> None:
+    x = image(noise).view(1, *SHAPE).repeat(500, 1, 1, 1)
+    wide = x.contiguous(memory_format=torch.channels_last)
+    noisy = noise(wide, generator(7))
+    assert noisy.is_contiguous(memory_format=torch.channels_last)
+    assert not noisy.is_contiguous()
+    # The copies of another layout are those of the law for coordinates in the order of memory, or the very same.
+    order = torch.arange(DIM).view(SHAPE).permute(1, 2, 0).flatten() if noise.exchangeable else torch.arange(DIM)
+    expected = copies(noise.arranged(order), x[0].flatten()[order], variates(noise, 500, seed=7))
+    assert torch.equal(noisy.flatten(1)[:, order], expected)
+
+
+def test_the_straight_through_direction_is_that_of_the_mean() -> None:
+    noise, x = SplittingNoise(0.8), torch.full((200_000, 1), 0.4)
+    drawn = noise.variates(x, generator(1))
+    slope = (noise.at(x + 0.1, drawn) - noise.at(x, drawn)).mean() / 0.1
+    assert float(slope) == pytest.approx(1 / (4 * 0.8), rel=0.05)
+
+
+@every
 def test_arranged_is_the_same_law_for_permuted_coordinates(noise: Noise) -> None:
     order = torch.randperm(DIM, generator=generator(5))
     x, drawn = image(noise), variates(noise, 200)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, Self, cast
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +18,11 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_rs.checks import check_choice
+from lightning_rs.classifiers.arguments import constructor_arguments, plain_arguments
+from lightning_rs.classifiers.finite import FiniteLoss
+from lightning_rs.classifiers.initial import load_initial_weights
+from lightning_rs.classifiers.schedule import Cosine
+from lightning_rs.data.base import ImageDataModule
 from lightning_rs.networks import build_network
 from lightning_rs.networks.build import network_arguments
 from lightning_rs.networks.checkpoints import adopt_weights
@@ -30,7 +36,9 @@ class BaseClassifier(pl.LightningModule, ABC):
     """A base network and the noise that it is trained for; subclasses add a training objective.
 
     The noise is added to pixels; the network normalises inside. Checkpoints hold plain values and tensors only,
-    load with ``weights_only=True`` and rebuild the network and the noise by themselves.
+    load with ``weights_only=True`` and rebuild the classifier by themselves: with all arguments of a subclass's own
+    constructor that are plain values (numbers, strings, lists and mappings of them), which its author need not save. A
+    loss that is not finite ends the training before it reaches the weights.
 
     Args:
         network: name for :func:`lightning_rs.networks.build_network`, or the class path of your own ``nn.Module``.
@@ -48,7 +56,22 @@ class BaseClassifier(pl.LightningModule, ABC):
         std: standard deviation of each channel; from the data.
         domain: interval of the pixels, None for R^d; from the data.
         grid: number of grey levels minus one, None if the inputs lie on no grid; from the data.
+        init_from: checkpoint whose network's weights a training starts from (warm start, for instance from another
+            sigma); None starts from random weights. A resumed training does not read it.
+        channels_last: keep weights and images of a training channels_last where images have several channels.
+        compile: train the network through ``torch.compile``.
     """
+
+    # Whether training batches are {"index", "image", "label"}, with the images' own indices.
+    needs_index: ClassVar[bool] = False
+
+    _arguments: Any
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Note the constructor's arguments before any code of a subclass can change them."""
+        made = super().__new__(cls)
+        object.__setattr__(made, "_arguments", constructor_arguments(cls, args, kwargs))
+        return made
 
     def __init__(
         self,
@@ -64,12 +87,16 @@ class BaseClassifier(pl.LightningModule, ABC):
         std: Sequence[float] | None = None,
         domain: tuple[float, float] | None = (0.0, 1.0),
         grid: int | None = None,
+        init_from: str | None = None,
+        channels_last: bool = True,
+        compile: bool = False,
     ) -> None:
         super().__init__()
         law = noise_from_dict(noise) if isinstance(noise, Mapping) else noise or GaussianNoise(0.25)
         arguments, kept = network_arguments(network, network_args, law.sigma)
-        self.save_hyperparameters(
-            {
+        super().save_hyperparameters(
+            self._own_arguments()
+            | {
                 "network": network,
                 "network_args": kept,
                 "noise": noise_to_dict(law),
@@ -79,6 +106,7 @@ class BaseClassifier(pl.LightningModule, ABC):
                 "std": None if std is None else [float(s) for s in std],
                 "domain": None if domain is None else [float(end) for end in domain],
                 "grid": grid,
+                "init_from": None if init_from is None else str(init_from),
             }
         )
         self.noise = law
@@ -95,6 +123,11 @@ class BaseClassifier(pl.LightningModule, ABC):
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._monitor = monitor
+        self._init_from = None if init_from is None else str(init_from)
+        self._channels_last = channels_last and len(self.shape) == 3 and self.shape[0] > 1
+        self._compile = compile
+        self._finite = FiniteLoss()
+        self._seed: int | None = None
         if isinstance(scheduler, str):
             check_choice("scheduler", scheduler, ("cosine",))
         kinds = [f"{split}_{kind}" for split in ("val", "test") for kind in ("clean", "noisy")]
@@ -103,6 +136,37 @@ class BaseClassifier(pl.LightningModule, ABC):
     @abstractmethod
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of one batch of clean images (m, *shape) and labels (m,)."""
+
+    @property
+    def objective(self) -> dict[str, Any]:
+        """The training objective: its class and what its constructor adds to this class's, as plain values."""
+        mine = set(inspect.signature(BaseClassifier.__init__).parameters)
+        own = {name: value for name, value in self.hparams.items() if name not in mine}
+        return {"class": f"{type(self).__module__}.{type(self).__qualname__}", **own}
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes of the network for one training image."""
+        return 1, 1
+
+    def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: every argument of the constructor is saved already, as a plain value.
+
+        Lightning's own method would put objects into the checkpoint, which then could not be loaded without trust.
+        """
+
+    def _own_arguments(self) -> dict[str, Any]:
+        base = set(inspect.signature(BaseClassifier.__init__).parameters)
+        arguments = {name: value for name, value in self._arguments.items() if name not in base}
+        plain, objects = plain_arguments(arguments)
+        if objects:
+            warnings.warn(
+                f"{type(self).__name__}: a checkpoint holds plain values only, so not {', '.join(objects)}: give "
+                "it again when you load one",
+                stacklevel=4,
+            )
+        del self._arguments
+        return plain
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the base network's logits, (m, C), for images of shape (m, *shape)."""
@@ -120,7 +184,11 @@ class BaseClassifier(pl.LightningModule, ABC):
         return told
 
     def noisy(self, images: Tensor, batch_idx: int, copy: int = 0) -> Tensor:
-        """Return one fresh noisy copy of every training image.
+        """Return one fresh noisy copy of every training image, see :meth:`variates`."""
+        return self.noise.at(images, self.variates(images, batch_idx, copy))
+
+    def variates(self, images: Tensor, batch_idx: int, copy: int = 0) -> Tensor:
+        """Return the variates of one fresh noisy copy of every training image, for ``noise.at``.
 
         The stream is keyed by seed, rank, epoch, batch and ``copy``: no two samples, steps or ranks share noise, and a
         resumed training draws what an uninterrupted one would have drawn.
@@ -130,13 +198,16 @@ class BaseClassifier(pl.LightningModule, ABC):
             batch_idx: number of the batch in its epoch.
             copy: number of the copy, for objectives that need several of one batch.
 
+        Returns:
+            (m, d), float32.
+
         Raises:
             ValueError: in the first batch of an epoch, for images off the grid that the noise is defined on.
         """
         if self.noise.grid is not None and batch_idx == 0:  # it would round them; one look an epoch costs nothing
             self.noise.check_input(images, self.domain)
-        key = ("training", torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx, copy)
-        return self.noise(images, _generator(images.device, *key))
+        key = ("training", self.seed, self.global_rank, self.current_epoch, batch_idx, copy)
+        return self.noise.variates(images, _generator(images.device, *key))
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Log loss and accuracy on clean and on noisy validation images."""
@@ -171,13 +242,62 @@ class BaseClassifier(pl.LightningModule, ABC):
                 raise ValueError(
                     "scheduler 'cosine' needs an end of training: set max_epochs or max_steps of the trainer"
                 )
-            cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=max(1, int(steps)))
+            cosine = Cosine(optimizer, max(1, int(steps)))
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
         scheduler = self._scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self._monitor}}
 
+    def setup(self, stage: str) -> None:
+        """Lightning hook: start a new training from the weights that ``init_from`` names; choose the layout.
+
+        Raises:
+            FileNotFoundError: if there is no such checkpoint.
+            ValueError: if it holds another network.
+        """
+        if stage != "fit":
+            return
+        if self._init_from is not None and self.trainer.ckpt_path is None:
+            load_initial_weights(self.network, self._init_from)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ImageDataModule):
+            data.keyed_training = self.needs_index
+        if self._channels_last:
+            self.network.to(memory_format=torch.channels_last)
+        if self._compile:
+            self.network.compile()
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Return training images in the memory layout of the weights, for :meth:`variates` and the network."""
+        return images.contiguous(memory_format=torch.channels_last) if self._channels_last else images
+
+    @property
+    def seed(self) -> int:
+        """The seed of the training: what ``seed_everything`` set before it."""
+        return torch.initial_seed() if self._seed is None else self._seed
+
+    def on_fit_start(self) -> None:
+        """Lightning hook: note the seed."""
+        self._seed = torch.initial_seed()
+
+    def on_train_epoch_start(self) -> None:
+        """Lightning hook: start torch's default generator anew, by seed, rank and epoch.
+
+        So a resumed training shuffles, augments and drops out as an uninterrupted one would have.
+        """
+        torch.manual_seed(_stream_seed("epoch", self.seed, self.global_rank, self.current_epoch))
+
+    def on_fit_end(self) -> None:
+        """Lightning hook: give the default generator its seed back."""
+        torch.manual_seed(self.seed)
+        self._seed = None
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Lightning hook: refuse a loss that is not finite."""
+        self._finite.watch(loss, self.trainer.fit_loop.batch_idx, self.current_epoch)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what is needed to rebuild the classifier without its configuration."""
+        self._finite.check()
         checkpoint[CHECKPOINT_KEY] = {
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "noise": noise_to_dict(self.noise),
@@ -193,6 +313,7 @@ class BaseClassifier(pl.LightningModule, ABC):
         """
         own = checkpoint.get(CHECKPOINT_KEY) or {}
         self._check_fits(own.get("init_args", {}), checkpoint["state_dict"])
+        self._say_if_other_objective(own)
         if "noise" not in own:
             warnings.warn(f"the checkpoint does not say its noise; taking the configured {self.noise!r}", stacklevel=2)
             return
@@ -207,6 +328,17 @@ class BaseClassifier(pl.LightningModule, ABC):
         warnings.warn(f"the checkpoint's noise {theirs!r} replaces the configured {self.noise!r}", stacklevel=2)
         self.noise = theirs
         self.hparams["noise"] = noise_to_dict(theirs)
+
+    def _say_if_other_objective(self, own: Mapping[str, Any]) -> None:
+        """Warn that training goes on with another objective than the checkpoint's."""
+        if self._trainer is None or not self._trainer.training or "class_path" not in own:
+            return
+        theirs = {"class": own["class_path"], **own["init_args"]}
+        mine = {name: value for name, value in self.objective.items() if value != theirs.get(name)}
+        if mine:
+            was = ", ".join(f"{name} {theirs.get(name)!r}" for name in mine)
+            now = ", ".join(f"{name} {value!r}" for name, value in mine.items())
+            warnings.warn(f"training goes on with {now}; the checkpoint was trained with {was}", stacklevel=3)
 
     def _check_fits(self, trained: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         for name in ("network", "num_classes", "shape"):
@@ -241,5 +373,8 @@ class BaseClassifier(pl.LightningModule, ABC):
 
 
 def _generator(device: torch.device, *key: object) -> torch.Generator:
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator(device=device).manual_seed(int.from_bytes(digest[:7], "little"))
+    return torch.Generator(device=device).manual_seed(_stream_seed(*key))
+
+
+def _stream_seed(*key: object) -> int:
+    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], "little")

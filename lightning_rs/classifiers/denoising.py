@@ -66,7 +66,7 @@ class DenoiserTraining(BaseClassifier):
         check_choice("objective", objective, get_args(Objective))
         if not isinstance(self.network.get_submodule("net"), DenoisedNetwork):
             raise ValueError(f"network must be 'denoised' with a denoiser to train, got {self.hparams['network']!r}")
-        self.objective = objective
+        self.kind = objective
         self.sigma_range = None if sigma_range is None else self._checked_range(sigma_range)
         self.denoised.freeze_part("classifier")
 
@@ -81,11 +81,11 @@ class DenoiserTraining(BaseClassifier):
         """Return the loss of clean images (m, C, H, W) and labels (m,)."""
         images, labels = batch
         noisy = self.noisy(images, batch_idx)
-        if self.objective == "mse":
+        if self.kind == "mse":
             loss = self._error(noisy, images, batch_idx)
         else:
             logits = self.denoised.classify(self.denoised.denoise(noisy))
-            target = labels if self.objective == "classification" else self._own_labels(images)
+            target = labels if self.kind == "classification" else self._own_labels(images)
             loss = nn.functional.cross_entropy(logits.float(), target)
             agreement = (logits.argmax(1) == target).float().mean()
             self.log("train/accuracy_noisy", agreement, on_step=False, on_epoch=True)
@@ -121,8 +121,8 @@ class DenoiserTraining(BaseClassifier):
         low, high = (float(end) for end in check_positive("sigma_range", list(ends))) if len(ends) == 2 else (1.0, 0.0)
         if not low < high:
             raise ValueError(f"sigma_range must be (smallest, largest) in pixel units, got {list(ends)!r}")
-        if self.objective != "mse":
-            raise ValueError(f"sigma_range needs the objective 'mse', got {self.objective!r}")
+        if self.kind != "mse":
+            raise ValueError(f"sigma_range needs the objective 'mse', got {self.kind!r}")
         if not isinstance(self.noise, AdditiveNoise):
             raise ValueError(f"sigma_range needs a noise that is added to the input, got {self.noise!r}")
         return low, high

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, final
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, RandomSampler
 
 from lightning_rs.checks import check_at_least, check_choice
 from lightning_rs.data.datasets import View, collate
@@ -89,6 +89,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.skip = check_at_least("skip", skip, 1)
         self.max = None if max is None else check_at_least("max", max, 1)
         self.indices = _checked_indices(indices, self.skip, self.max)
+        self.keyed_training = False  # set by a classifier that needs the own indices of its training images
         self._sources: dict[Split, Source] = {}
 
     @property
@@ -207,7 +208,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     @final
     def train_dataloader(self) -> DataLoader[Any]:
         """Lightning hook: shuffled by torch's default generator, an incomplete last batch dropped."""
-        view = View(self.source("train"), self.split_indices("train"), augment=self.augment)
+        view = View(self.source("train"), self.split_indices("train"), self.augment, self.keyed_training)
         ranks = 1 if self.trainer is None else self.trainer.world_size
         drop_last = len(view) // ranks >= self.batch_size  # else there would be nothing to train on
         return self._loader(view, self.batch_size, shuffle=True, drop_last=drop_last)
@@ -276,8 +277,9 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         return DataLoader(
             view,
             batch_size=batch_size,  # by keyword: Lightning re-creates predict loaders from keywords
-            shuffle=shuffle,
+            sampler=RandomSampler(view) if shuffle else None,
             drop_last=drop_last,
+            generator=torch.Generator().manual_seed(torch.initial_seed()),  # no draw of its own from the default one
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

@@ -114,13 +114,30 @@ class Noise(ABC):
 
     @final
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return one fresh noisy copy of every row of ``x``, shape and dtype kept (at least float32 inside)."""
-        flat = x.flatten(1).float()
-        variates = torch.empty_like(flat)
-        self.draw_(variates, generator)
-        out = torch.empty_like(flat)
-        self.apply(flat, variates, out)
-        return out.view(x.shape).to(x.dtype)
+        """Return one fresh noisy copy of every row of ``x``: ``at(x, variates(x, generator))``."""
+        return self.at(x, self.variates(x, generator))
+
+    @final
+    def variates(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Return fresh variates for the rows of ``x``, shape (m, d), float32, one row a noisy copy."""
+        drawn = torch.empty(len(x), math.prod(x.shape[1:]), device=x.device)
+        self.draw_(drawn, generator)
+        return drawn
+
+    @final
+    def at(self, x: Tensor, variates: Tensor) -> Tensor:
+        """Return the noisy copies of the rows of ``x`` that ``variates`` name; differentiable in ``x``.
+
+        The derivative of a copy by its input is taken as the identity. That is exact for additive noise. Splitting
+        noise is piecewise constant in ``x``, with a mean that is affine in every coordinate with one slope: there it
+        is the straight-through estimate, the right direction in each coordinate, of a scale that has no meaning.
+
+        Args:
+            x: inputs, shape (m, ...), one a row; their shape, dtype and memory layout are kept, the arithmetic is
+                float32. For exchangeable laws a channels_last batch meets its variates in the order of memory.
+            variates: from :meth:`variates` of a batch of this shape and layout, (m, d); left unchanged.
+        """
+        return _Randomised.apply(x, variates, self)
 
     def __eq__(self, other: object) -> bool:
         """Two noises are equal if they are the same law with the same parameters."""
@@ -131,6 +148,30 @@ class Noise(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.spec().items())})"
+
+
+class _Randomised(torch.autograd.Function):
+    """Apply a noise; the gradient passes unchanged."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, variates: Tensor, noise: Noise) -> Tensor:
+        channels_last = x.ndim == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        if channels_last and noise.exchangeable:
+            moved = x.permute(0, 2, 3, 1)  # a view in the order of memory: nothing is copied
+            return _applied(noise, moved, variates).permute(0, 3, 1, 2)
+        noisy = _applied(noise, x, variates)
+        return noisy.contiguous(memory_format=torch.channels_last) if channels_last else noisy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return gradients[0], None, None
+
+
+def _applied(noise: Noise, x: Tensor, variates: Tensor) -> Tensor:
+    flat = x.flatten(1).float()
+    out = torch.empty_like(flat)
+    noise.apply(flat, variates, out)
+    return out.view(x.shape).to(x.dtype)
 
 
 class AdditiveNoise(Noise):

@@ -240,7 +240,7 @@ def test_a_checkpoint_without_noise_says_so(saved: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_training_may_go_on_under_other_noise(saved: Path, tmp_path: Path) -> None:
-    model = classifier("mlp", network_args={"hidden_sizes": [16]})
+    model = classifier("mlp", network_args={"hidden_sizes": [16]}, scheduler=None)
     run = trainer(tmp_path, max_epochs=2, enable_checkpointing=True, callbacks=[_every_epoch(tmp_path)])
     with pytest.warns(UserWarning, match=r"training goes on with GaussianNoise\(sigma=0.25\); the checkpoint was"):
         run.fit(model, datamodule=Digits(), ckpt_path=saved)
