@@ -287,9 +287,11 @@ class BaseClassifier(pl.LightningModule, ABC):
         torch.manual_seed(_stream_seed("epoch", self.seed, self.global_rank, self.current_epoch))
 
     def on_fit_end(self) -> None:
-        """Lightning hook: give the default generator its seed back."""
+        """Lightning hook: give the default generator its seed back, and the weights the layout that is saved."""
         torch.manual_seed(self.seed)
         self._seed = None
+        if self._channels_last:  # another layout rounds in another order: what was trained is what is loaded
+            self.network.to(memory_format=torch.contiguous_format)
 
     def on_before_backward(self, loss: Tensor) -> None:
         """Lightning hook: refuse a loss that is not finite."""
