@@ -19,7 +19,7 @@ _CHUNK = 1024
 
 def cache_key(parts: Iterable[str]) -> str:
     """Return a sha256 over everything that decides the content of a cache."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogateescape")).hexdigest()
 
 
 def decoded(folder: Path, name: str, key: str, source: FileSource) -> NDArray[np.uint8]:

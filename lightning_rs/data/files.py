@@ -1,19 +1,20 @@
-"""Folders and zip archives of images behind one interface, and the layout of an image folder."""
+"""Folders and zip archives of images behind one interface."""
 
 from __future__ import annotations
 
 import os
+import stat
 import zipfile
-import zlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NoReturn, final
 
-from lightning_rs.data.errors import CorruptDataError, MissingDataError
+from lightning_rs.data.errors import CorruptDataError, MissingDataError, reason, shown
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+MOST_BYTES = 1 << 30  # of one image file: more is a mistake or an attack
+Identity = tuple[int, int]
 
 
 class Files(ABC):
@@ -36,15 +37,57 @@ class FolderFiles(Files):
     """Files in a folder."""
 
     def images(self) -> dict[str, str]:
-        """See ``Files.images``; the stamp is size and modification time."""
+        """See ``Files.images``; the stamp is size and modification time. Links are followed, but no file counts twice.
+
+        Raises:
+            CorruptDataError: for a folder or an image that links make appear in two folders, a broken link, what is
+                no file, and folders that may not be read.
+        """
         found: dict[str, str] = {}
-        for folder, _, names in os.walk(self.path, followlinks=True):
-            for path in (Path(folder, name) for name in names):
-                relative = path.relative_to(self.path).as_posix()
-                if _is_image(relative):
-                    status = path.stat()
-                    found[relative] = f"{status.st_size}-{status.st_mtime_ns}"
+        seen: dict[tuple[int, int], str] = {}
+        for relative in self._walk("", (), {}):
+            status = self._status(relative)
+            first = seen.setdefault((status.st_dev, status.st_ino), relative)
+            if first == relative:
+                found[relative] = f"{status.st_size}-{status.st_mtime_ns}"
+            elif first.rpartition("/")[0] != relative.rpartition("/")[0]:
+                self._twice(first, relative, "file")
         return dict(sorted(found.items()))
+
+    def _walk(self, below: str, above: tuple[Identity, ...], seen: dict[Identity, str]) -> Iterator[str]:
+        """Yield the images below a folder; links back to a folder around it are passed over."""
+        status = self._status(below)
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        if seen.setdefault(identity, below) != below:
+            self._twice(seen[identity], below, "folder")
+        try:
+            entries = sorted(os.scandir(self.path / below), key=lambda entry: entry.name)
+        except OSError as error:
+            raise CorruptDataError(f"{self.path}: {shown(below)} cannot be read ({error.strerror})") from error
+        for entry in entries:
+            relative = f"{below}/{entry.name}".lstrip("/")
+            if (self.path / relative).is_dir():
+                if not _is_hidden(entry.name):
+                    yield from self._walk(relative, (*above, identity), seen)
+            elif _is_image(relative):
+                yield relative
+
+    def _status(self, relative: str) -> os.stat_result:
+        try:
+            status = (self.path / relative).stat()
+        except OSError as error:  # a broken link, a circle of links
+            raise CorruptDataError(f"{self.path}: {shown(relative)} cannot be read ({error.strerror})") from error
+        if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+            raise CorruptDataError(f"{self.path}: {shown(relative)} is neither a file nor a folder")
+        return status
+
+    def _twice(self, first: str, second: str, what: str) -> NoReturn:
+        raise CorruptDataError(
+            f"{self.path}: {shown(first)} and {shown(second)} are one {what}, so that images would count twice; remove "
+            "the link"
+        )
 
     def read(self, name: str) -> bytes:
         """See ``Files.read``."""
@@ -64,8 +107,10 @@ class ZipFiles(Files):
         if self._handle is None or self._handle[0] != os.getpid():
             try:
                 self._handle = (os.getpid(), zipfile.ZipFile(self.path))
-            except zipfile.BadZipFile as error:
-                raise CorruptDataError(f"{self.path} is no readable zip archive ({error}); replace the file") from error
+            except Exception as error:  # the reader raises anything from BadZipFile to struct.error on a damaged file
+                raise CorruptDataError(
+                    f"{self.path} is no readable zip archive ({reason(error)}); replace the file"
+                ) from error
         return self._handle[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -79,10 +124,16 @@ class ZipFiles(Files):
 
     def read(self, name: str) -> bytes:
         """See ``Files.read``; the archive's CRC-32 is checked."""
+        archive = self._archive()
         try:
-            return self._archive().read(name)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise CorruptDataError(f"{self.path}: {name} is damaged ({error}); replace the archive") from error
+            size = archive.getinfo(name).file_size
+            if size > MOST_BYTES:
+                raise ValueError(f"{size:,} bytes when unpacked, more than {MOST_BYTES:,}")
+            return archive.read(name)
+        except Exception as error:  # damaged, encrypted, an unknown compression: each has an exception of its own
+            raise CorruptDataError(
+                f"{self.path}: {shown(name)} is damaged or cannot be unpacked ({reason(error)}); replace the archive"
+            ) from error
 
 
 def open_files(path: Path, advice: str) -> Files:
@@ -94,68 +145,9 @@ def open_files(path: Path, advice: str) -> Files:
     raise MissingDataError(f"ImageFolder: no folder and no zip archive at {path.absolute()}\n{advice}")
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Image names by split and class.
-
-    Attributes:
-        splits: for each of ``train``, ``val``, ``test`` that is present (or for ``all``), names and class names.
-        class_names: classes, sorted; the position is the label.
-    """
-
-    splits: dict[str, list[tuple[str, str]]]
-    class_names: tuple[str, ...]
-
-
-def read_layout(files: Files, advice: str) -> Layout:
-    """Find ``[prefix/]split/class/.../image`` or, without split folders, ``[prefix/]class/.../image``.
-
-    Folders that contain everything else (the prefix) are passed over.
-
-    Raises:
-        MissingDataError: if there are no images, fewer than two classes, or split folders without ``train``.
-        CorruptDataError: if a split has a class that ``train`` has not, or an image lies outside class folders.
-    """
-    paths = {name: name.split("/") for name in files.images()}
-    if not paths:
-        raise MissingDataError(f"ImageFolder: no images ({', '.join(EXTENSIONS)}) in {files.path.absolute()}\n{advice}")
-    depth = _prefix_depth(list(paths.values()))
-    tops = {parts[depth] for parts in paths.values()}
-    split_of = SPLITS if len(tops & SPLITS.keys()) > 1 else {}
-    if split_of and not tops <= SPLITS.keys():
-        raise CorruptDataError(f"{files.path}: {sorted(tops - SPLITS.keys())} beside the split folders\n{advice}")
-    splits: dict[str, list[tuple[str, str]]] = {}
-    for name, parts in paths.items():
-        below = parts[depth + 1 :] if split_of else parts[depth:]
-        if len(below) < 2:
-            raise CorruptDataError(f"{files.path}: {name} lies in no class folder\n{advice}")
-        splits.setdefault(split_of.get(parts[depth], "all"), []).append((name, below[0]))
-    return Layout(splits, _class_names(files, splits, advice))
-
-
-def _prefix_depth(paths: list[list[str]]) -> int:
-    """Count leading folders that all paths share; what is left has at least two different names at the top."""
-    first, last = min(paths)[:-1], max(paths)[:-1]  # what these two share, all share: the order is lexicographic
-    depth = 0
-    while depth < min(len(first), len(last)) and first[depth] == last[depth]:
-        depth += 1
-    return depth
-
-
-def _class_names(files: Files, splits: dict[str, list[tuple[str, str]]], advice: str) -> tuple[str, ...]:
-    training = splits.get("all") or splits.get("train")
-    if training is None:
-        raise MissingDataError(f"ImageFolder: no train folder beside {sorted(splits)} in {files.path}\n{advice}")
-    classes = sorted({label for _, label in training})
-    if len(classes) < 2:
-        raise MissingDataError(f"ImageFolder: only one class ({classes[0]}) in {files.path.absolute()}\n{advice}")
-    for split, images in splits.items():
-        unknown = sorted({label for _, label in images} - set(classes))
-        if unknown:
-            raise CorruptDataError(f"{files.path}: {split} has classes that train has not: {unknown[:8]}\n{advice}")
-    return tuple(classes)
-
-
 def _is_image(name: str) -> bool:
-    hidden = any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
-    return name.lower().endswith(EXTENSIONS) and not hidden
+    return name.lower().endswith(EXTENSIONS) and not any(map(_is_hidden, name.split("/")))
+
+
+def _is_hidden(part: str) -> bool:
+    return part.startswith((".", "__MACOSX"))

@@ -13,8 +13,9 @@ from lightning_rs.data.augment import CropFlip
 from lightning_rs.data.base import ImageDataModule, Split
 from lightning_rs.data.cache import cache_key, decoded
 from lightning_rs.data.errors import CorruptDataError
-from lightning_rs.data.files import Files, Layout, open_files, read_layout
+from lightning_rs.data.files import Files, open_files
 from lightning_rs.data.imagenet import IMAGENET_MEAN, IMAGENET_STD, centre_crop, random_resized_crop
+from lightning_rs.data.layout import Layout, read_layout
 from lightning_rs.data.sources import ArraySource, FileSource, IntArray, Source
 from lightning_rs.data.splits import hold_out
 
@@ -22,7 +23,8 @@ from lightning_rs.data.splits import hold_out
 class ImageFolder(ImageDataModule):
     """Images in class folders: ``root/{train,val,test}/class/...``, or ``root/class/...`` split by seed.
 
-    ``root`` may be a zip archive, which is read in place. Folders around this layout are passed over. Without a
+    ``root`` may be a zip archive, which is read in place. Folders around this layout are passed over. The case of split
+    folders does not matter (``Train``, ``TESTING``); folders that could be splits or classes are an error. Without a
     ``val`` folder the validation split is held out of ``train``; without a ``test`` folder, ``val`` is the test data
     (as for ImageNet); without split folders, ``test_fraction`` of the images, stratified, are the test data. Classes
     are the sorted names of the training folders. The own index of an image is its position in the sorted names of
@@ -46,6 +48,8 @@ class ImageFolder(ImageDataModule):
         mean: mean of each channel; ``None`` for ImageNet's.
         std: standard deviation of each channel; ``None`` for ImageNet's.
         name: what records and reports call the data; ``None`` for the name of ``root``.
+        folders: the folder of each split (``{"train": "Train", "test": "Test"}``; others are left out), or ``{}`` where
+            every folder is a class; ``None`` recognises them.
         **kwargs: see ``ImageDataModule``.
     """
 
@@ -67,6 +71,7 @@ class ImageFolder(ImageDataModule):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         name: str | None = None,
+        folders: dict[str, str] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -77,7 +82,7 @@ class ImageFolder(ImageDataModule):
         self.cache_dir = None if cache_dir is None else Path(cache_dir).expanduser()
         self.image_size = check_at_least("image_size", image_size, 1)
         self.resize = image_size if resize is None else check_at_least("resize", resize, image_size)
-        self.flip, self.test_fraction = flip, test_fraction
+        self.flip, self.test_fraction, self.folders = flip, test_fraction, folders
         self.name = name or self.root.absolute().stem
         self.image_shape = (int(channels), image_size, image_size)
         self.shape = self.image_shape
@@ -101,7 +106,7 @@ class ImageFolder(ImageDataModule):
 
     @cached_property
     def _layout(self) -> Layout:
-        layout = read_layout(self._files, self._advice())
+        layout = read_layout(self._files, self._advice(), self.folders)
         if self._given_classes not in (None, len(layout.class_names)):
             raise CorruptDataError(
                 f"ImageFolder: num_classes is {self._given_classes}, but {self.root} has {len(layout.class_names)} "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import final
@@ -11,16 +12,19 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor
 
-from lightning_rs.data.errors import CorruptDataError
+from lightning_rs.data.errors import CorruptDataError, reason, shown
 from lightning_rs.data.files import Files
 
 IntArray = NDArray[np.int64]
 BatchAugmentation = Callable[[Tensor], Tensor]
 ImageTransform = Callable[[Image.Image], Image.Image]
+# What the extensions of image files stand for. Others that PIL knows start programs, or are no images.
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+_MOST_ELONGATED = 500
 
 
 class Source(ABC):
@@ -118,19 +122,37 @@ class FileSource(Source):
         transform = self.train if augment else self.evaluate
         batch = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
         for row, index in enumerate(indices):
-            batch[row] = pil_to_tensor(transform(self._decode(self.names[index])))
+            name = self.names[index]
+            try:
+                content = self.files.read(name)
+                batch[row] = pil_to_tensor(transform(decode(content, "L" if self.shape[0] == 1 else "RGB")))
+            except CorruptDataError:
+                raise
+            except UnidentifiedImageError as error:
+                said = f"{self.files.path}: {shown(name)} cannot be decoded (no image that PIL knows); replace the file"
+                raise CorruptDataError(said) from error
+            except Exception as error:  # on what is no image, or a torn or hostile one, PIL raises anything
+                said = f"{self.files.path}: {shown(name)} cannot be decoded ({reason(error)}); replace the file"
+                raise CorruptDataError(said) from error
         return batch
 
-    def _decode(self, name: str) -> Image.Image:
-        try:
-            with Image.open(io.BytesIO(self.files.read(name))) as image:
-                if image.mode.startswith(("I", "F")):
-                    raise CorruptDataError(f"{self.files.path}: {name} has mode {image.mode}, not 8 bits a channel")
-                return image.convert("L" if self.shape[0] == 1 else "RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # what PIL raises for what is no image, or a torn one
-            raise CorruptDataError(
-                f"{self.files.path}: {name} cannot be decoded ({error}); replace the file"
-            ) from error
+
+def decode(content: bytes, mode: str) -> Image.Image:
+    """Return the image in a file's content, 8 bits a channel, in ``mode`` "L" or "RGB".
+
+    Raises:
+        Exception: of any type, from the decoder, for what is no image, damaged, too large or too long and thin.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # remarks about metadata, which is not used
+        warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {image.mode}, not 8 bits a channel")
+            # Its shorter side is scaled to that of the network's input: a line would fill the memory.
+            if max(image.size) > _MOST_ELONGATED * min(image.size):
+                raise ValueError(f"{image.size[0]} x {image.size[1]} pixels: too long and thin")
+            return image.convert(mode)
 
 
 def to_unit(values: Tensor, scale: int | None) -> Tensor:

@@ -93,11 +93,19 @@ class Noise(ABC):
             grid: the number q of steps declared by the data: inputs must be k/q.
 
         Raises:
-            ValueError: naming the first offending row, its value and what would be right.
+            ValueError: naming the first offending row, its value and what would be right; for integers, and for what
+                looks like pixels in 0..255 where no domain is declared.
         """
+        if not x.is_floating_point():
+            raise ValueError(
+                f"images must be floats in the units of the noise, got {x.dtype}: divide 8-bit pixels by 255 "
+                "(images.float() / 255) and declare domain (0, 1) and grid 255"
+            )
         self.check_shape(tuple(x.shape[1:]))
         flat = x.detach().flatten(1)
         _refuse(flat, ~torch.isfinite(flat), "images must be finite")
+        if domain is None and self.domain is None:
+            _refuse_pixels(x)
         for interval in {domain, self.domain} - {None}:
             low, high = interval  # type: ignore[misc]
             _refuse(flat, (flat < low) | (flat > high), f"images must lie in [{low:g}, {high:g}]")
@@ -250,6 +258,18 @@ def noise_from_dict(spec: Mapping[str, Any]) -> Noise:
         ValueError: if the class is unknown, cannot be imported, or its parameters are not accepted.
     """
     return from_dict(spec, Noise, "noise")  # type: ignore[type-abstract]
+
+
+def _refuse_pixels(x: Tensor) -> None:
+    """Refuse images that nobody divided by 255: sigma would mean something 255 times smaller."""
+    if x.ndim < 4 or not x.numel():
+        return
+    low, high = float(x.min()), float(x.max())
+    if low >= 0 and 2 < high <= 255:
+        raise ValueError(
+            f"images look like pixels in 0..255 (from {low:g} to {high:g}), and the noise would be in those units: "
+            "divide by 255, or declare the domain, for instance (0, 255)"
+        )
 
 
 def _refuse(flat: Tensor, bad: Tensor, message: str) -> None:
