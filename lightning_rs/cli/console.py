@@ -38,6 +38,9 @@ def shorten(message: str) -> str:
     The parser lists every alternative of a type with all that is wrong in it; what remains here is the option, what it
     takes and what it was given.
     """
+    worker = re.match(r"Caught \w+ in (DataLoader worker process \d+)\.", message)
+    if worker:  # torch sends the whole traceback of its process instead of the error
+        return f"in the data ({worker[1]}): {message.strip().splitlines()[-1]}"
     message = without_unsafe_advice(message)
     option: list[str] = []
     said: list[str] = []
