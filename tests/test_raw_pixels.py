@@ -41,8 +41,6 @@ def test_integers_are_refused_whatever_the_domain(
     dtype: torch.dtype, domain: tuple[float, float] | None, noise: Noise
 ) -> None:
     network = HalfSpace(torch.ones(16))
-    with pytest.raises(
-        ValueError, match=rf"must be floats .*, got {dtype}: divide 8-bit pixels by 255"
-    ) as caught:
+    with pytest.raises(ValueError, match=rf"must be floats .*, got {dtype}: divide 8-bit pixels by 255") as caught:
         CERTIFIER.certify(network, noise, (PIXELS > 100).to(dtype), [1, 1], domain=domain)
     assert "\n" not in str(caught.value)
