@@ -22,7 +22,8 @@ from lightning_rs.data import Digits
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import GaussianNoise
 from tests.helpers import HalfSpace
-from tests.test_report import from_votes, save
+from tests.test_records import certification
+from tests.test_report import SIGMA, from_votes, save
 
 
 @pytest.fixture(scope="module")
@@ -212,14 +213,14 @@ def test_stages_of_finished_records(tmp_path: Path, capsys: pytest.CaptureFixtur
     fixed, *staged = found["staged"]
     expected = np.mean([from_votes(0, 1, v, 0.001).radius for v in votes])
     assert fixed["ACR"] == pytest.approx(expected, rel=1e-9)
-    assert fixed["sigma"] == 0.25
+    assert fixed["sigma"] == SIGMA
     assert staged[0]["ACR"] <= fixed["ACR"]
     assert staged[-1]["mean samples"] < 1000
     task, group, _, parts = samples.recorded(path)
     assert sum(parts).tolist() == votes  # nothing is drawn anew
     assert (task.n, group.labels) == (1000, [1] * 4)
     with pytest.raises(ValueError, match="must hold labelled records of GaussianL2 with all counts of a fixed n"):
-        samples.recorded(save(tmp_path / "none.jsonl", [from_votes(0, 1, [0, 9, 0], 0.001, mode="staged", n=10)]))
+        samples.recorded(save(tmp_path / "none.jsonl", [certification(0, radius=0.1)]))
     assert "Staged Clopper-Pearson" in capsys.readouterr().out
 
 

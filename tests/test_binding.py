@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_rs.certificates import (
@@ -23,6 +25,7 @@ from lightning_rs.certificates import (
 )
 from lightning_rs.certificates.base import describe_certificate
 from lightning_rs.certifier import Certifier
+from lightning_rs.data import Digits, ImageFolder
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.networks import LowResolution, state_dict_sha256
 from lightning_rs.networks.behaviour import behaviour
@@ -30,9 +33,11 @@ from lightning_rs.noise import GaussianNoise, UniformNoise
 from lightning_rs.records import Header, RecordFile, merge, read_records
 from lightning_rs.records.header import same_logits
 from lightning_rs.report import report
-from lightning_rs.stages.certification import checkpoint_source
+from lightning_rs.stages.certification import checkpoint_source, network_sha256
+from tests.data.formats import encoded, folder_images, write_folder
 from tests.driving import certify, run, trained
 from tests.test_records import certification, header
+from tests.training import classifier, trainer
 
 SHAPE = (1, 4, 4)
 
@@ -133,7 +138,51 @@ class TestCheckpoint:
         assert "sha256" not in checkpoint_source(path, state_dict_sha256(network))
 
 
+    def test_after_an_averaging_callback_the_record_names_what_ran(self, tmp_path: Path) -> None:
+        """Lightning saves the averaged weights beside the current ones, and puts averages in place when fit ends."""
+        model, data = classifier("mlp", network_args={"hidden_sizes": [8]}), Digits(max=2)
+        saved = ModelCheckpoint(dirpath=tmp_path, filename="last", save_weights_only=False)
+        fit = trainer(tmp_path, callbacks=[EMAWeightAveraging(decay=0.9), saved], enable_checkpointing=True, max_epochs=2,
+                      limit_train_batches=3)  # fmt: skip
+        fit.fit(model, datamodule=data)
+        path = Path(saved.best_model_path)
+        held = network_sha256(path)
+        # Lightning's callback and the file agree or do not, release by release: the record must say what ran.
+        for ckpt_path in (path, None):
+            records = tmp_path / f"{ckpt_path is None}.jsonl"
+            fit.certify(model, data, Certifier(n0=8, n=32, runtime=Runtime(threads=1)), ckpt_path, records)
+            head = read_records(records)[0]
+            named, ran = head.informative["checkpoint"], head.binding["classifier"]
+            assert ran == state_dict_sha256(model.network)
+            assert ("sha256" in named) == (ckpt_path is not None and held == ran)
+            assert ("differs" in named) == (ckpt_path is not None and held != ran)
+        # Other weights under the same name: what a callback that swaps on loading does.
+        with torch.no_grad():
+            next(model.network.parameters()).add_(1e-3)
+        assert "differs" in checkpoint_source(path, state_dict_sha256(model.network))
+
+
 class TestImages:
+    def test_images_inverted_on_disk_are_another_experiment(self, tmp_path: Path) -> None:
+        """More images than the data set's fingerprint looks at; the one that changes is recorded already."""
+        root = write_folder(tmp_path / "images", folder_images(count=20, size=8))
+        model = classifier("mlp", network_args={"hidden_sizes": [4]}, shape=(3, 8, 8), grid=255)
+
+        def certify_folder() -> int:
+            data = ImageFolder(root=root, image_size=8, max=40, num_workers=0)
+            certifier = Certifier(n0=4, n=16, runtime=Runtime(threads=1))
+            return len(trainer(tmp_path).certify(model, data, certifier, records=tmp_path / "run.jsonl"))
+
+        assert certify_folder() == 40
+        before = (tmp_path / "run.jsonl").read_bytes()
+        assert certify_folder() == 40, "the same images go on"
+        assert (tmp_path / "run.jsonl").read_bytes() == before
+        inverted = root / "test" / "dog" / "011.png"
+        inverted.write_bytes(encoded(255 - np.asarray(Image.open(inverted)), "PNG"))
+        with pytest.raises(ValueError, match=r"image 31 of images is another one now than the one recorded there"):
+            certify_folder()
+        assert (tmp_path / "run.jsonl").read_bytes() == before
+
     def test_other_images_on_disk_do_not_resume(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "run.jsonl"
         assert certify(out, n=50, max=3) == 0

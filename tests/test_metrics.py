@@ -53,7 +53,7 @@ def test_decision_mode_has_no_radius_and_undecided_images_are_their_own_category
 
 
 def test_clean_accuracy_of_imported_records_is_that_of_the_issued_predictions() -> None:
-    bare = [certification(0, counts=()), certification(1, counts=(), **ABSTAINED)]
+    bare = [certification(0, counts=()), certification(1, **{**ABSTAINED, "counts": ()})]
     assert clean_accuracy(bare) == 0.5
 
 

@@ -14,25 +14,35 @@ import numpy as np
 import pytest
 from scipy import special, stats
 
+from lightning_rs.certificates.base import Setting, certificate_from_dict
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
+from lightning_rs.evidence import Votes
 from lightning_rs.metrics import average_certified_radius, certified_accuracy
+from lightning_rs.noise import GaussianNoise
 from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile, body_lines, read_records
 from lightning_rs.report import FORMATS, load_runs, recompute, report
-from lightning_rs.report.changes import change_columns
+from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.tables import Table
 from lightning_rs.statistics.accuracy import paired_difference_interval
+from tests import fakes
 from tests.oracles import oracle_cases
 from tests.test_metrics import DECISION, random_records
 from tests.test_records import ABSTAINED, certification, header
 
-SIGMA, N = 0.25, 1000
+SIGMA, N = 8.0, 1000
 CERTIFICATES: list[dict[str, Any]] = [{"class": "GaussianL2", "norm": "l2", "alpha_split": {"p_lower": 1.0}}]
 BESIDE: list[dict[str, Any]] = [
     {"class": "GaussianLinf", "norm": "linf", "alpha_split": {"p_lower": 1.0}},
     {"class": "GaussianTwoClassL2", "method": "grouped", "norm": "l2",
      "alpha_split": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3}},
 ]  # fmt: skip
+
+
+EXACT: dict[str, Any] = {
+    "certificate": "DeterministicSplittingL1", "norm": "l1", "ball": "closed", "alpha": 0.0, "radii": {}, "top": -1,
+}  # fmt: skip
+SPLITTING = {"class": "DeterministicSplittingNoise", "sigma": SIGMA}
 
 
 def cohen_radius(count: int, n: int, alpha: float, sigma: float = SIGMA) -> float:
@@ -45,10 +55,11 @@ def cohen_radius(count: int, n: int, alpha: float, sigma: float = SIGMA) -> floa
 
 def from_votes(index: int, label: int, counts: Sequence[int], alpha: float, **changes: Any) -> Certification:
     radius = cohen_radius(counts[1], sum(counts), alpha)
-    stated = {} if radius > 0 else ABSTAINED
+    stated = {} if radius > 0 else {"prediction": ABSTAIN, "status": "abstain"}
+    bounds = fakes.voted(counts[1], sum(counts), alpha, SIGMA)["bounds"]
     fields: dict[str, Any] = {
         "label": label, "prediction": 1, "radius": radius, "counts": tuple(counts), "counts0": (1, 9, 0), "top": 1,
-        "runner_up": 0, "alpha": alpha, "radii": {"GaussianL2": radius}, "n": sum(counts), "n_used": sum(counts),
+        "runner_up": 0, "alpha": alpha, "bounds": bounds, "radii": {"GaussianL2": radius}, "n": sum(counts), "n_used": sum(counts),
     }  # fmt: skip
     return certification(index, **(fields | stated | {"label": label} | changes))
 
@@ -60,12 +71,11 @@ def voted_records(alpha: float = 0.001, images: int = 40) -> list[Certification]
 
 
 def save(path: Path, records: Sequence[Certification], **changes: Any) -> Path:
-    described: dict[str, Any] = {"certificates": CERTIFICATES, "n": N, "shape": [1, 8, 8], "noise": noise(SIGMA)}
-    head = header(**(described | changes))
-    binding = {**head.binding, "subset": {"indices": [r.index for r in records]}, **changes}
-    with RecordFile(path, Header(binding, head.informative)) as file:
-        file.append(records)
-    return path
+    counted = len(records[0].counts)
+    described: dict[str, Any] = {"n": records[0].n, "num_classes": counted, "noise": noise(SIGMA)}
+    shared = {key: changes.pop(key) for key in ("shared_noise",) if key in changes}
+    head = header(**(described | {"alpha": records[0].alpha or 0.001} | changes))
+    return fakes.save(path, records, dataclasses.replace(head, binding={**head.binding, **shared}))
 
 
 def noise(sigma: float) -> dict[str, Any]:
@@ -101,7 +111,7 @@ def test_the_table_for_people(tmp_path: Path) -> None:
     text = str(report([save(tmp_path / "run.jsonl", records)], radii=[0, 0.5]))
     lines = text.splitlines()
     assert lines[2].split() == ["run", "sigma", "images", "ACR", "abstain", "clean", "0", "0.5"]
-    assert lines[4].split() == ["run", "0.25", "5", "0.3600", "0.200", "0.800", "0.600", "0.400"]
+    assert lines[4].split() == ["run", "8", "5", "0.3600", "0.200", "0.600", "0.600", "0.400"]
     assert "- run: GaussianL2, alpha = 0.001, n = 1000, fixed sampling." in lines
     assert "envelope" not in text, "one run has no envelope"
 
@@ -177,7 +187,7 @@ def test_decisions_are_paired_up_to_their_target(tmp_path: Path) -> None:
 
 def test_norms_are_not_mixed(tmp_path: Path) -> None:
     one = save(tmp_path / "one.jsonl", [certification(0)])
-    two = save(tmp_path / "two.jsonl", [certification(0, norm="l1", radius=3.0)])
+    two = save(tmp_path / "two.jsonl", [certification(0, norm="l1", certificate="GaussianL1", radius=0.3)])
     made = report([one, two], tmp_path / "out")
     assert [(group.norm, [run.name for run in group.runs]) for group in made.groups] == [
         ("l2", ["one"]),
@@ -198,18 +208,18 @@ def test_decision_mode_has_no_average_and_nothing_beyond_its_target(tmp_path: Pa
     assert (row["acr"], row["abstain"], row["acc@0.5"], row["acc@0.75"]) == ("", "0.2", "0.6", "")
     table = str(made).splitlines()
     assert "undecided" in table[2]
-    assert table[4].split() == ["run", "0.25", "10", "-", "0.200", "0.200", "1.000", "0.600", "0.600", "-"]
+    assert table[4].split() == ["run", "8", "10", "-", "0.200", "0.200", "0.800", "0.600", "0.600", "-"]
     assert "only decided whether the radius reaches 0.5" in str(made)
     assert 0.5 in report([path]).groups[0].radii
 
 
 def test_a_closed_grid_run_counts_steps(tmp_path: Path) -> None:
-    exact: dict[str, Any] = {"norm": "l1", "ball": "closed", "grid": 255, "alpha": 0.0, "radii": {}}
+    exact: dict[str, Any] = {**EXACT, "grid": 255}
     records = [certification(i, radius=d / 255, **exact) for i, d in enumerate((126, 127, 128, 0))]
-    made = report([save(tmp_path / "run.jsonl", records)], tmp_path / "out", radii=[0.5])
+    made = report([save(tmp_path / "run.jsonl", records, noise=SPLITTING)], tmp_path / "out", radii=[0.5])
     assert read_csv(tmp_path / "out" / "report.csv")[0]["acc@0.5"] == "0.5"
     assert "multiples of 1/255" in str(made)
-    assert "GaussianL2, exact, n = 1000" in str(made)
+    assert "DeterministicSplittingL1, exact, n = 1000" in str(made)
     [run] = load_runs([tmp_path / "run.jsonl"])
     assert run.lower_bound([0.5], 0.001, "uniform").tolist() == [0.5], "exact statements need no bound"
 
@@ -266,14 +276,16 @@ def test_the_forms_of_theorem_5_are_ordered(tmp_path: Path) -> None:
 
 def test_theorem_5_is_refused_without_independent_noise_or_with_several_alphas(tmp_path: Path) -> None:
     shared = save(tmp_path / "shared.jsonl", [certification(0)], shared_noise=True)
-    mixed = save(tmp_path / "mixed.jsonl", [certification(0), certification(1, alpha=0.01)])
-    for path, message in ((shared, "shared: the images shared their noise"), (mixed, "mixed: alpha differs between")):
-        [run] = load_runs([path])
-        with pytest.raises(ValueError, match=message):
-            run.lower_bound([0.0], 0.001, "exact")
-        text = str(report([path]))
-        assert "refused" in text
-        assert f"No bound on the whole set: {message}" in text
+    [run] = load_runs([shared])
+    with pytest.raises(ValueError, match="shared: the images shared their noise"):
+        run.lower_bound([0.0], 0.001, "exact")
+    text = str(report([shared]))
+    assert "refused" in text
+    assert "No bound on the whole set: shared: the images shared their noise" in text
+    [run] = load_runs([save(tmp_path / "mixed.jsonl", voted_records(images=2))])
+    mixed = dataclasses.replace(run, records=[run.records[0], dataclasses.replace(run.records[1], alpha=0.01)])
+    with pytest.raises(ValueError, match="mixed: alpha differs between"):
+        mixed.lower_bound([0.0], 0.001, "exact")
 
 
 def test_what_all_images_share_comes_off_rho(tmp_path: Path) -> None:
@@ -339,28 +351,33 @@ def test_recomputation_at_the_same_alpha_changes_nothing(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("changes", "file", "message"),
+    ("changes", "run", "message"),
     [
         ({"mode": "staged"}, {}, "alpha cannot be changed in mode 'staged'"),
         ({"mode": "randomized"}, {}, "alpha cannot be changed in mode 'randomized'"),
-        ({}, {"imported": True}, "was imported and has no raw counts"),
         ({"n_used": 500}, {}, "the counts of image 0 are not those of 1000 independent samples"),
         ({"counts": (0, 900, 0)}, {}, "the counts of image 0 are not those of 1000"),
-        ({}, {"certificates": [{"class": "Unheard"}]}, r"the header does not say how to build certificate '\w+'"),
-        ({"certificate": "Unheard"}, {}, r"the header does not say how to build certificate '\w+'"),
+        ({}, {"entry": {}}, r"the header does not say how to build certificate 'GaussianL2'"),
         (
             {},
-            {"certificates": [CERTIFICATES[0] | {"alpha_split": {"p_lower": 0.5}}]},
+            {"entry": CERTIFICATES[0] | {"alpha_split": {"p_lower": 0.5}}},
             r"recorded with \{'norm': 'l2', 'alpha_split': \{'p_lower': 0\.5\}\}, but here it has \{'norm': 'l2'",
         ),
     ],
 )
 def test_recomputation_is_refused_where_it_is_not_sound(
-    tmp_path: Path, changes: dict[str, Any], file: dict[str, Any], message: str
+    tmp_path: Path, changes: dict[str, Any], run: dict[str, Any], message: str
 ) -> None:
-    records = [dataclasses.replace(from_votes(0, 1, (20, 960, 20), 0.001), **changes)]
-    path = save(tmp_path / "run.jsonl", records, **file)
+    [sound] = load_runs([save(tmp_path / "run.jsonl", [from_votes(0, 1, (20, 960, 20), 0.001)])])
+    assert recompute(sound, 0.01).records[0].radius > sound.records[0].radius
+    record = dataclasses.replace(sound.records[0], **changes)
     with pytest.raises(ValueError, match=message):
+        recompute(dataclasses.replace(sound, records=[record], **run), 0.01)
+
+
+def test_recomputation_of_an_import_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "run.jsonl", [certification(0, radius=0.1)])
+    with pytest.raises(ValueError, match="was imported and has no raw counts"):
         report([path], alpha=0.01)
     report([path])  # without another alpha it is reported as it is
 
@@ -372,7 +389,7 @@ def test_recomputation_of_decisions_is_refused(tmp_path: Path) -> None:
 
 
 def test_exact_statements_hold_at_every_alpha(tmp_path: Path) -> None:
-    exact = save(tmp_path / "exact.jsonl", [certification(0, ball="closed", grid=16, alpha=0.0, radius=0.25)])
+    exact = save(tmp_path / "exact.jsonl", [certification(0, **EXACT, grid=16, radius=0.25)], noise=SPLITTING)
     [run] = load_runs([exact])
     assert recompute(run, 0.05) is run
     with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\), got 2"):
@@ -382,14 +399,26 @@ def test_exact_statements_hold_at_every_alpha(tmp_path: Path) -> None:
 # --- several certificates ---------------------------------------------------------------------------------------------
 
 
+def beside(records: Sequence[Certification], *entries: dict[str, Any]) -> list[Certification]:
+    """Return records of voted images with what further certificates of votes give at the same alpha."""
+    counts = np.array([record.counts for record in records])
+    ones = np.ones(len(records), dtype=np.int64)
+    setting = Setting(GaussianNoise(SIGMA), records[0].alpha, records[0].n, ones, 0 * ones, (1, 8, 8))
+    found = list(records)
+    for entry in entries:
+        certificate = certificate_from_dict(entry)
+        radii = certificate.certify({Votes: Votes.of(counts)}, setting)
+        for row, record in enumerate(found):
+            bounds = {f"{certificate.name}.{name}": float(values[row]) for name, values in radii.bounds.items()}
+            found[row] = dataclasses.replace(
+                record, bounds=record.bounds | bounds,
+                radii=record.radii | {certificate.name: float(radii.radius[row])},
+            )  # fmt: skip
+    return found
+
+
 def several(path: Path) -> Path:
-    records = [
-        dataclasses.replace(
-            r, radii={"GaussianL2": r.radius, "GaussianLinf": r.radius / 8, "GaussianTwoClassL2": r.radius * 0.99}
-        )
-        for r in voted_records()
-    ]
-    return save(path, records, certificates=[*CERTIFICATES, *BESIDE])
+    return save(path, beside(voted_records(), *BESIDE), certificates=[*CERTIFICATES, *BESIDE])
 
 
 def test_every_certificate_of_a_file_is_a_run(tmp_path: Path) -> None:
@@ -407,13 +436,15 @@ def test_every_certificate_of_a_file_is_a_run(tmp_path: Path) -> None:
 def test_changes_of_radius_within_a_file(tmp_path: Path) -> None:
     made = report([several(tmp_path / "run.jsonl")], out=tmp_path / "out")
     (change,) = made.groups[0].changes
-    certified = sum(record.radius > 0 for record in voted_records())
-    assert 0 < certified < len(voted_records())
-    assert change.percent == pytest.approx(np.full(certified, -1.0))
+    records = read_records(tmp_path / "run.jsonl")[1]
+    both = [(r.radius, r.radii["GaussianTwoClassL2"]) for r in records]
+    expected = [100 * (new / old - 1) for old, new in both if old > 0 and new > 0]
+    assert 0 < len(expected) < len(records)
+    assert sorted(change.percent) == pytest.approx(sorted(expected))
     assert not made.groups[1].changes, "another norm has nothing to compare with"
-    assert made.groups[0].tables()[-1].rows == [
-        ["run:GaussianTwoClassL2", str(certified), "0.000", "0.000", *["-1.00"] * 6, "0", "0"]
-    ]
+    [row] = made.groups[0].tables()[-1].rows
+    gained, lost = sum(old == 0 < new for old, new in both), sum(new == 0 < old for old, new in both)
+    assert (row[:2], row[-2:]) == (["run:GaussianTwoClassL2", str(len(expected))], [str(gained), str(lost)])
     names = [file.name for file in made.files]
     assert [name for name in names if "changes" in name] == ["report_changes.png", "report_changes.svg"]
     assert "report_changes.svg" in (tmp_path / "out" / "report.md").read_text()
@@ -421,15 +452,20 @@ def test_changes_of_radius_within_a_file(tmp_path: Path) -> None:
 
 
 def test_changes_are_counted_where_only_one_certificate_has_a_radius(tmp_path: Path) -> None:
-    def beside(record: Certification, factor: float) -> Certification:
-        return dataclasses.replace(record, radii={"GaussianL2": record.radius, "GaussianTwoClassL2": factor})
+    def altered(record: Certification, radius: float) -> Certification:
+        stated = {"prediction": 1, "status": "certified"} if radius else {"prediction": ABSTAIN, "status": "abstain"}
+        return dataclasses.replace(record, radius=radius, **stated)
 
-    records = [beside(record, 0.01) for record in voted_records()]  # where Cohen abstains as well
+    records = voted_records()
     first = next(i for i, record in enumerate(records) if record.radius > 0)
-    records[first] = beside(records[first], 0.0)
-    described = [CERTIFICATES[0], BESIDE[1]]
-    big, small = (save(tmp_path / f"{name}.jsonl", records, certificates=described) for name in ("big", "small"))
-    found = report([big, small]).groups[0].changes
+    described, runs = [CERTIFICATES[0], BESIDE[1]], []
+    for name in ("big", "small"):
+        path = save(tmp_path / f"{name}.jsonl", beside(records, BESIDE[1]), certificates=described)
+        cohen, other = load_runs([path])
+        # Another radius where Cohen abstains as well, and none at one image where it certifies.
+        radii = [0.0 if i == first else 0.01 for i in range(len(records))]
+        runs += [cohen, dataclasses.replace(other, records=list(map(altered, other.records, radii)))]
+    found = changes(runs)
     assert [change.second.name for change in found] == ["big:GaussianTwoClassL2", "small:GaussianTwoClassL2"]
     abstained = sum(record.radius == 0 for record in records)
     assert [(change.gained, change.lost) for change in found] == [(abstained, 1)] * 2

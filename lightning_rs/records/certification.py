@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 from lightning_rs.checks import check_choice
+from lightning_rs.records.contradictions import contradiction
 from lightning_rs.records.rounding import complement, round_down
 
 Ball = Literal["open", "closed"]
@@ -176,28 +177,32 @@ class Certification:
 
     @classmethod
     def from_json(cls, line: str, where: str = "record") -> Certification:
-        """Read a line of :meth:`to_json`.
+        """Read a line of :meth:`to_json`; nothing in it is believed that another part of it contradicts.
 
         Args:
             line: the text.
             where: file and line number, for the error.
 
         Raises:
-            ValueError: naming ``where``, if the line is not JSON, or a field is missing, unknown or invalid.
+            ValueError: naming ``where``, if the line is not JSON, a field is missing, unknown or invalid, or two
+                fields contradict each other: see :mod:`lightning_rs.records.contradictions`.
         """
-        values = from_line(line, where)
+        values = {"image": "", **from_line(line, where)}  # version 0.1 did not name images
         names = [f.name for f in dataclasses.fields(cls)]
         wrong = sorted(set(names) ^ set(values))
         if wrong:
             raise ValueError(f"{where}: fields missing or unknown in the record: {', '.join(wrong)}")
         try:
-            values["counts"] = tuple(int(c) for c in values["counts"])
-            values["counts0"] = tuple(int(c) for c in values["counts0"])
+            values["counts"], values["counts0"] = (_whole(name, values[name]) for name in ("counts", "counts0"))
             for name in ("bounds", "radii"):
                 values[name] = {key: float(_TEXT.get(v, v)) for key, v in values[name].items()}
-            return cls(**values)
+            record = cls(**values)
+            wrong_here = contradiction(record)
         except (TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{where}: {error}") from error
+        if wrong_here is not None:
+            raise ValueError(f"{where}: {wrong_here}")
+        return record
 
     def __repr__(self) -> str:
         """Return the whole statement as a sentence; radii are rounded down."""
@@ -253,6 +258,13 @@ def _plain(value: Any, top: bool = False) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return repr(value)
     return value
+
+
+def _whole(name: str, counts: Any) -> tuple[int, ...]:
+    whole = tuple(int(count) for count in counts)
+    if whole != tuple(counts):
+        raise ValueError(f"{name} must be whole numbers, got {counts!r}")
+    return whole
 
 
 def _floor(scaled: float) -> int:

@@ -15,10 +15,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning_rs.records.binding import VERSION, flaw, not_bound
 from lightning_rs.records.certification import from_line, to_line
 
 FORMAT = "lightning_rs records"
-VERSION = 1
 _PACKAGES = ("lightning_rs", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
 _WARNS = ("versions", "git")
 _LOGIT_TOLERANCE = 2e-3
@@ -33,10 +33,12 @@ class Header:
         binding: decides the results. A file with another value of any of these is another experiment:
             it is neither resumed nor merged.
         informative: where and when it ran. Other versions or another commit only warn on resume.
+        version: version of the format. Files of version 1 (lightning_rs 0.1) are read, merged and exported, not resumed.
     """
 
     binding: Mapping[str, Any]
     informative: Mapping[str, Any] = field(default_factory=dict)
+    version: int = VERSION
 
     @classmethod
     def create(
@@ -83,9 +85,24 @@ class Header:
         return bool(self.binding.get("imported", False))
 
     @property
-    def binds_function(self) -> bool:
-        """Whether the file binds function and images: those of version 0.1, and imported ones, do not."""
-        return not self.imported and "function" in self.binding
+    def legacy(self) -> bool:
+        """Whether the file is of version 1, which binds less."""
+        return self.version < VERSION
+
+    @property
+    def remark(self) -> str | None:
+        """What a file of version 1 does not bind, as a sentence behind its name; None for others."""
+        if not self.legacy:
+            return None
+        return (
+            f"is of record format version {self.version} (lightning_rs 0.1), which does not bind "
+            f"{not_bound(self.binding)}: that its records are about what ran is assumed"
+        )
+
+    @property
+    def flaw(self) -> str | None:
+        """What a file of this version must bind and this header does not, None if nothing."""
+        return None if self.legacy else flaw(self.binding)
 
     @property
     def independent(self) -> bool:
@@ -98,7 +115,8 @@ class Header:
 
         What the network answered on fixed inputs differs beyond its rounding: see :func:`same_logits`.
         """
-        plain = _difference(*(_without_logits(head.binding) for head in (self, other)))
+        formats = [] if self.version == other.version else [f"version: {self.version} != {other.version}"]
+        plain = formats + _difference(*(_without_logits(head.binding) for head in (self, other)))
         mine, others = (dict(head.binding.get("function") or {}).get("logits") for head in (self, other))
         return plain if same_logits(mine, others) else [*plain, _BEHAVIOUR]
 
@@ -109,21 +127,29 @@ class Header:
 
     def to_json(self) -> str:
         """Return the header as one line of JSON."""
-        body = {"format": FORMAT, "version": VERSION, "binding": self.binding, "informative": self.informative}
+        body = {"format": FORMAT, "version": self.version, "binding": self.binding, "informative": self.informative}
         return to_line({key: dict(value) if isinstance(value, Mapping) else value for key, value in body.items()})
 
     @classmethod
     def from_json(cls, line: str, where: str = "header") -> Header:
-        """Read a line of :meth:`to_json`; raise ``ValueError`` naming ``where`` if it is none."""
+        """Read a line of :meth:`to_json`.
+
+        Raises:
+            ValueError: naming ``where``, if it is none, or a key is missing that its version binds.
+        """
         values = from_line(line, where)
         if values.get("format") != FORMAT:
             raise ValueError(f"{where}: not a record file: the first line must be a header with format {FORMAT!r}")
-        if values.get("version") != VERSION:
-            raise ValueError(f"{where}: record format version must be {VERSION}, got {values.get('version')!r}")
-        parts = [values.get(name) for name in ("binding", "informative")]
-        if not all(isinstance(part, dict) for part in parts):
+        version = values.get("version")
+        if version not in (1, VERSION) or not isinstance(version, int):
+            raise ValueError(f"{where}: record format version must be {VERSION} or 1, got {version!r}")
+        binding, informative = (values.get(name) for name in ("binding", "informative"))
+        if not isinstance(binding, dict) or not isinstance(informative, dict):
             raise ValueError(f"{where}: the header needs the objects 'binding' and 'informative'")
-        return cls(*parts)  # type: ignore[arg-type]
+        header = cls(binding, informative, version)
+        if header.flaw is not None:
+            raise ValueError(f"{where}: {header.flaw}")
+        return header
 
 
 def environment() -> dict[str, Any]:

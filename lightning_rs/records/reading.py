@@ -11,7 +11,7 @@ from typing import Any
 from lightning_rs.records.certification import Certification
 from lightning_rs.records.header import FORMAT, Header
 from lightning_rs.records.tables import looks_like_table
-from lightning_rs.records.verification import verify
+from lightning_rs.records.verification import theorems_of, verify
 
 _MAGIC = f'{{"format":"{FORMAT}"'.encode()
 _SIDECAR = ".sidecar.jsonl"
@@ -51,10 +51,10 @@ def scan(path: Path, data: bytes) -> Contents:
         raise ValueError(_foreign(path, data))
     texts = [_decode(path, number, raw) for number, raw in enumerate(finished.split(b"\n"), 1)]
     header = Header.from_json(texts[0], f"{path}:1")
+    theorems = theorems_of(path, header)  # first: certificates of others are imported, which records then name
     records = [Certification.from_json(text, f"{path}:{number}") for number, text in enumerate(texts[1:], 2)]
     _refuse_repeats(path, records)
-    if header.binds_function:
-        verify(path, header, records)
+    verify(path, header, theorems, records)
     return Contents(header, records, texts[1:], len(finished) + 1, bool(tail))
 
 

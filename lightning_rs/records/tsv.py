@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -141,7 +142,9 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
         ValueError: if a record has no label, or no radius because it was made in decision mode.
         FileExistsError: if ``out`` exists.
     """
-    _, records = read_records(path)
+    header, records = read_records(path)
+    if header.remark is not None:
+        warnings.warn(f"{path} {header.remark}", stacklevel=2)
     seconds = read_seconds(path)
     lines = ["\t".join(COLUMNS)]
     for record in records:

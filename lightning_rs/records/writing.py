@@ -28,8 +28,8 @@ class RecordFile:
         header: what this run is about to do. It must agree with the file's in all binding fields.
 
     Raises:
-        ValueError: if the file is no record file, is corrupt, or has another binding configuration
-            (the message names every difference).
+        ValueError: if the file is no record file, is corrupt, is of version 1, or has another binding configuration
+            (the message names every difference); if the header lacks what files bind.
         BlockingIOError: if another process is writing the file.
     """
 
@@ -98,9 +98,16 @@ class RecordFile:
             ) from error
 
     def _resume(self, header: Header) -> set[int]:
+        if header.flaw is not None or header.legacy:
+            raise ValueError(f"{self.path} cannot be written: {header.flaw or 'its header is of version 1'}")
         with open(self._fd, "rb", closefd=False) as file:
             contents = scan(self.path, file.read())
         if contents.header is not None:
+            if contents.header.remark is not None:
+                raise ValueError(
+                    f"{self.path} {contents.header.remark}; it can be read, merged and exported, but not resumed: "
+                    "record into another file"
+                )
             refuse_other_binding(self.path, contents.header, header)
             changed = contents.header.warnings(header)
             if changed:
@@ -137,6 +144,8 @@ class RecordFile:
 def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterable[int] | None = None) -> int:
     """Merge the files of several processes or shards into one, in index order, and return its length.
 
+    Files of version 1 give one of version 1, with a warning that says what it does not bind.
+
     Args:
         paths: record files with equal binding headers and disjoint images; sidecars are passed over.
         out: the merged file, written at once at the end. It is never overwritten; if it exists and says the
@@ -169,8 +178,10 @@ def merge(paths: Sequence[str | Path], out: str | Path, expected_indices: Iterab
     expected = header.expected if expected_indices is None else list(expected_indices)
     if expected is not None:
         _refuse_gaps(set(found), set(expected))
+    if header.remark is not None:
+        warnings.warn(f"{out} {header.remark}", stacklevel=2)
     informative = {**header.informative, "merged": [path.name for path, _ in parts]}
-    write_whole(out, Header(header.binding, informative), [found[index][0] for index in sorted(found)])
+    write_whole(out, Header(header.binding, informative, header.version), [found[index][0] for index in sorted(found)])
     return len(found)
 
 

@@ -85,9 +85,10 @@ def report(
         check_choice("formats", name, FORMATS)
     given = None if radii is None else sorted({float(r) for r in check_nonnegative("radii", list(radii))})
     runs = load_runs(paths)
-    remarks: list[str] = []
+    remarks = [f"{path} {told}" for path, told in {run.path: run.header.remark for run in runs}.items() if told]
     if alpha is not None:
-        runs, remarks = _recompute_all(runs, float(check_alpha(alpha)))
+        runs, left_out = _recompute_all(runs, float(check_alpha(alpha)))
+        remarks += left_out
     groups = []
     for norm in dict.fromkeys(run.norm for run in runs):
         members = [run for run in runs if run.norm == norm]

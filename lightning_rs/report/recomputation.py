@@ -29,10 +29,10 @@ def recompute(run: Run, alpha: float) -> Run:
     from lightning_rs.noise import noise_from_dict
 
     check_alpha(alpha)
-    if run.header.imported:
-        raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
     if all(record.alpha == 0 for record in run.records):
         return run
+    if run.header.imported:
+        raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
     certificate = rebuild_certificate(run)
     _refuse_unsound(run, certificate)
     records = run.records

@@ -9,26 +9,15 @@ import pytest
 
 from lightning_rs.records import Certification, Header, RecordFile, body_lines, read_seconds, sidecar_path
 from lightning_rs.stages.files import RecordSet
+from tests.test_records import certification
+from tests.test_records import header as fake_header
 
-BINDING = {"n": 100, "runtime": {"micro_batch": 64}}
-
-
-def header(n: int = 100, indices: Iterable[int] = range(6)) -> Header:
-    return Header.create({**BINDING, "n": n}, data={"name": "x"}, indices=indices)
+def header(n: int = 1000, indices: Iterable[int] = range(6)) -> Header:
+    return fake_header(list(indices), n=n, runtime={"micro_batch": 64})
 
 
 def record(index: int) -> Certification:
-    return Certification(
-        index=index,
-        label=1,
-        prediction=1,
-        radius=0.5,
-        norm="l2",
-        certificate="GaussianL2",
-        alpha=0.001,
-        n=100,
-        n_used=100,
-    )
+    return certification(index)
 
 
 def write(path: Path, indices: Iterable[int], world: int = 2, rank: int = 0) -> None:
@@ -100,8 +89,8 @@ def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
 def test_another_binding_in_any_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     write(path, [1], rank=1)
-    files = RecordSet(path, header(n=200), 0, 1)
-    with pytest.raises(ValueError, match="n: 100 != 200"):
+    files = RecordSet(path, header(n=2000), 0, 1)
+    with pytest.raises(ValueError, match="n: 1000 != 2000"):
         files.resume()
     RecordFile(tmp_path / "r.rank1.jsonl", header()).close()  # it was released
 

@@ -1,0 +1,101 @@
+"""What in a record contradicts itself, seen without its header: nobody's file, and nothing recomputed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from lightning_rs.class_paths import known_classes
+from lightning_rs.records.plausibility import certificate_class
+
+if TYPE_CHECKING:
+    from lightning_rs.certificates.base import Certificate
+    from lightning_rs.records.certification import Certification
+
+#: Norms of the certificates here; what stands behind a colon is a variant of one of them.
+NORMS = ("l0", "l1", "l2", "linf", "patch")
+# A bound may be the frequency itself, computed another way.
+_SLACK = 1e-12
+# Where a confidence bound fails with at most this probability, it lies on its own side of the frequency.
+_MEDIAN = 0.5
+
+
+def contradiction(record: Certification) -> str | None:
+    """Return the first thing in a record that another part of it contradicts: field, what it must be, its value."""
+    for holds, field, right, value in _claims(record):
+        if not holds:
+            return f"{field} must be {right}, got {value!r}"
+    return None
+
+
+def votes_cast(record: Certification) -> int:
+    """Return how many votes the estimation samples of a record cast together: one each.
+
+    The one place that says so, for schemes in which a sample casts several.
+    """
+    return record.n_used
+
+
+def _claims(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
+    """Yield (whether it holds, field, what it must be, what it is)."""
+    yield 0 <= record.n_used <= record.n, "n_used", f"at most n = {record.n}", record.n_used
+    for name, counts in (("counts", record.counts), ("counts0", record.counts0)):
+        yield min(counts, default=0) >= 0, name, ">= 0", counts
+    if record.counts:  # imported records have none
+        total, classes = votes_cast(record), len(record.counts)
+        yield sum(record.counts) == total, "counts", f"{total} in all, as n_used says", record.counts
+        for name in ("prediction", "top", "runner_up"):
+            yield getattr(record, name) < classes, name, f"one of the {classes} classes counted", getattr(record, name)
+    for name, radius in record.radii.items():
+        yield math.isfinite(radius) and radius >= 0, f"radii[{name!r}]", "finite and >= 0", radius
+    if record.radii or record.counts:
+        own = record.radii.get(record.certificate)
+        yield own == record.radius, "radius", f"radii[{record.certificate!r}] = {own!r}", record.radius
+    norms = ", ".join(NORMS)
+    yield _known_norm(record.norm), "norm", f"one of {norms}, or that of a certificate of yours", record.norm
+    yield from _level(record)
+    yield from _bounds(record)
+
+
+def _level(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
+    """A statement without a failure probability has sampled nothing: no selection, no confidence bound."""
+    if record.alpha > 0:
+        return
+    theorem = _theorem(record.certificate)
+    sampled = record.top >= 0 or bool(record.counts0) or (theorem is not None and not theorem.exact)
+    yield not sampled, "alpha", f"> 0: {record.certificate} was sampled", record.alpha
+
+
+def _bounds(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
+    """Confidence bounds of the class: probabilities, and on the safe side of what was seen."""
+    # Pairs and their bounds are votes of another scheme than the counts may be.
+    seen = bool(record.counts) and record.top >= 0 and "both" not in record.extra and 0 < record.alpha <= _MEDIAN
+    for name, value in record.bounds.items():
+        kind = name.rpartition(".")[2]
+        if kind not in ("p_lower", "q_upper"):
+            continue
+        yield 0 <= value <= 1, f"bounds[{name!r}]", "a probability", value
+        if seen and kind == "p_lower":
+            # A randomized bound lies below that of one more vote.
+            hits = record.counts[record.top] + (record.mode == "randomized")
+            most = min(1.0, hits / max(1, sum(record.counts)))
+            yield value <= most + _SLACK, f"bounds[{name!r}]", f"at most the share {most!r} of the votes", value
+
+
+def _known_norm(norm: str) -> bool:
+    if norm.partition(":")[0] in NORMS:
+        return True
+    from lightning_rs.certificates.base import Certificate
+
+    return any(getattr(kind, "norm", None) == norm for kind in known_classes(Certificate).values())  # type: ignore[type-abstract]
+
+
+@cache
+def _theorem(name: str) -> type[Certificate] | None:
+    """Return the theorem of a name, None if it is somebody else's: then the header says what it is."""
+    try:
+        return certificate_class(name)
+    except ValueError:
+        return None
