@@ -105,6 +105,4 @@ def _decided(record: Certification, header: Header) -> Certification:
     hits = int(np.flatnonzero(verdicts == int(wanted[record.status]))[-1])
     counts = [0] * classes
     counts[record.top], counts[record.runner_up] = hits, n - hits
-    return dataclasses.replace(
-        record, counts=tuple(counts), bounds={"threshold": threshold}, radii={"GaussianL2": 0.0}
-    )
+    return dataclasses.replace(record, counts=tuple(counts), bounds={"threshold": threshold}, radii={"GaussianL2": 0.0})

@@ -137,7 +137,6 @@ class TestCheckpoint:
         path.write_bytes(b"damaged")
         assert "sha256" not in checkpoint_source(path, state_dict_sha256(network))
 
-
     def test_after_an_averaging_callback_the_record_names_what_ran(self, tmp_path: Path) -> None:
         """Lightning saves the averaged weights beside the current ones, and puts averages in place when fit ends."""
         model, data = classifier("mlp", network_args={"hidden_sizes": [8]}), Digits(max=2)

@@ -221,7 +221,9 @@ class TestVersionOne:
 
     def test_it_is_not_resumed(self, old: Path, cohen: Path) -> None:
         before = old.read_bytes()
-        with pytest.raises(ValueError, match=r"old\.jsonl is of record format version 1.*, but not resumed: record into"):
+        with pytest.raises(
+            ValueError, match=r"old\.jsonl is of record format version 1.*, but not resumed: record into"
+        ):
             RecordFile(old, read_records(cohen)[0])
         assert old.read_bytes() == before
         with pytest.raises(ValueError, match=r"version: 1 != 2"):
@@ -231,7 +233,10 @@ class TestVersionOne:
         ("change", "message"),
         [
             ({"radius": 99.0}, "radius must be radii"),
-            ({"radius": 99.0, "radii": {"GaussianL2": 99.0, "GaussianLinf": 0.3}}, r"radii\['GaussianL2'\] must be 0\.63"),
+            (
+                {"radius": 99.0, "radii": {"GaussianL2": 99.0, "GaussianLinf": 0.3}},
+                r"radii\['GaussianL2'\] must be 0\.63",
+            ),
             ({"counts": [0, 10]}, "counts must be 400 in all"),
             ({"alpha": 0.0}, "alpha must be > 0: GaussianL2 was sampled"),
             ({"norm": "linf"}, "norm must be 'l2', that of GaussianL2"),

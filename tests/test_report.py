@@ -20,7 +20,7 @@ from lightning_rs.cli.commands import export_main, import_main, merge_main, repo
 from lightning_rs.evidence import Votes
 from lightning_rs.metrics import average_certified_radius, certified_accuracy
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile, body_lines, read_records
+from lightning_rs.records import ABSTAIN, Certification, RecordFile, body_lines, read_records
 from lightning_rs.report import FORMATS, load_runs, recompute, report
 from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.tables import Table

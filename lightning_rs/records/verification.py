@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_rs.records.certification import ABSTAIN, Certification
 from lightning_rs.records.binding import RECOMPUTED_FROM
+from lightning_rs.records.certification import ABSTAIN, Certification
 from lightning_rs.records.contradictions import votes_cast
 from lightning_rs.records.header import Header
 from lightning_rs.records.lowered import may_be_less
@@ -95,9 +95,7 @@ def _largest(path: Path, header: Header, records: Sequence[Certification]) -> fl
         raise ValueError(f"{path}:1: {error}") from error
 
 
-def _imported(
-    header: Header, record: Certification, most: float | None
-) -> Iterator[tuple[bool, str, str, Any]]:
+def _imported(header: Header, record: Certification, most: float | None) -> Iterator[tuple[bool, str, str, Any]]:
     """Yield the same for imported records: nothing but a radius, at most what the arguments can certify."""
     binding, (entry,) = header.binding, _entries(header)
     stated = {**{key: binding[key] for key in ("alpha", "n") if key in binding}, "n_used": record.n, "mode": "fixed"}
@@ -120,7 +118,12 @@ def _fields(
     yield record.norm == first.norm, "norm", f"{first.norm!r}, that of {first.name}", record.norm
     yield record.ball == first.ball, "ball", f"{first.ball!r}, that of {first.name}", record.ball
     alpha = 0.0 if first.exact else binding.get("alpha")
-    yield header.legacy and alpha is None or record.alpha == alpha, "alpha", f"{alpha!r}, as in the header", record.alpha
+    yield (
+        (header.legacy and alpha is None) or record.alpha == alpha,
+        "alpha",
+        f"{alpha!r}, as in the header",
+        record.alpha,
+    )
     lattice = binding.get("lattice")
     grid = lattice.get("grid") if isinstance(lattice, dict) else binding.get("noise", {}).get("q")
     yield record.grid == grid, "grid", f"{grid!r}, that of {first.name} and its noise", record.grid

@@ -12,6 +12,7 @@ from lightning_rs.stages.files import RecordSet
 from tests.test_records import certification
 from tests.test_records import header as fake_header
 
+
 def header(n: int = 1000, indices: Iterable[int] = range(6)) -> Header:
     return fake_header(list(indices), n=n, runtime={"micro_batch": 64})
 
