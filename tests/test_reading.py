@@ -193,7 +193,7 @@ class TestHeaders:
 
     def test_the_sentence_about_arithmetic_is_the_header_s(self, cohen: Path) -> None:
         changed(cohen, lambda record: record["extra"].update(arithmetic="exact for everything"), 1)
-        with pytest.raises(ValueError, match=r"run\.jsonl:2: extra\['arithmetic'\] must be '.*', as in the header"):
+        with pytest.raises(ValueError, match=r"run\.jsonl:2: extra\['arithmetic'\] must be .*, as in the header"):
             read_records(cohen)
 
 
@@ -221,9 +221,7 @@ class TestVersionOne:
 
     def test_it_is_not_resumed(self, old: Path, cohen: Path) -> None:
         before = old.read_bytes()
-        with pytest.raises(
-            ValueError, match=r"old\.jsonl is of record format version 1.*, but not resumed: record into"
-        ):
+        with pytest.raises(ValueError, match=r"old\.jsonl is of record format version 1.*, but not resumed"):
             RecordFile(old, read_records(cohen)[0])
         assert old.read_bytes() == before
         with pytest.raises(ValueError, match=r"version: 1 != 2"):
@@ -234,7 +232,7 @@ class TestVersionOne:
         [
             ({"radius": 99.0}, "radius must be radii"),
             (
-                {"radius": 99.0, "radii": {"GaussianL2": 99.0, "GaussianLinf": 0.3}},
+                {"radius": 9.0, "radii": {"GaussianL2": 9.0, "GaussianLinf": 0.3}},
                 r"radii\['GaussianL2'\] must be 0\.63",
             ),
             ({"counts": [0, 10]}, "counts must be 400 in all"),

@@ -33,7 +33,8 @@ class Header:
         binding: decides the results. A file with another value of any of these is another experiment:
             it is neither resumed nor merged.
         informative: where and when it ran. Other versions or another commit only warn on resume.
-        version: version of the format. Files of version 1 (lightning_rs 0.1) are read, merged and exported, not resumed.
+        version: version of the format. Files of version 1 (lightning_rs 0.1) are read,
+            merged and exported, not resumed.
     """
 
     binding: Mapping[str, Any]
