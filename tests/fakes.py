@@ -1,4 +1,4 @@
-"""Record files without a network: consistent in every field that reading checks, by the one function :func:`faithful`."""
+"""Record files without a network, consistent in every field that reading checks: :func:`save`."""
 
 from __future__ import annotations
 

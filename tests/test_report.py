@@ -57,9 +57,10 @@ def from_votes(index: int, label: int, counts: Sequence[int], alpha: float, **ch
     radius = cohen_radius(counts[1], sum(counts), alpha)
     stated = {} if radius > 0 else {"prediction": ABSTAIN, "status": "abstain"}
     bounds = fakes.voted(counts[1], sum(counts), alpha, SIGMA)["bounds"]
+    n = sum(counts)
     fields: dict[str, Any] = {
         "label": label, "prediction": 1, "radius": radius, "counts": tuple(counts), "counts0": (1, 9, 0), "top": 1,
-        "runner_up": 0, "alpha": alpha, "bounds": bounds, "radii": {"GaussianL2": radius}, "n": sum(counts), "n_used": sum(counts),
+        "runner_up": 0, "alpha": alpha, "bounds": bounds, "radii": {"GaussianL2": radius}, "n": n, "n_used": n,
     }  # fmt: skip
     return certification(index, **(fields | stated | {"label": label} | changes))
 

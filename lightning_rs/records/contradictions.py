@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from lightning_rs.class_paths import known_classes
-from lightning_rs.records.plausibility import certificate_class
+from lightning_rs.records.plausibility import certificate_class, known_norm
 
 if TYPE_CHECKING:
     from lightning_rs.certificates.base import Certificate
@@ -54,7 +53,12 @@ def _claims(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
         own = record.radii.get(record.certificate)
         yield own == record.radius, "radius", f"radii[{record.certificate!r}] = {own!r}", record.radius
     norms = ", ".join(NORMS)
-    yield _known_norm(record.norm), "norm", f"one of {norms}, or that of a certificate of yours", record.norm
+    yield (
+        record.norm.partition(":")[0] in NORMS or known_norm(record.norm),
+        "norm",
+        f"one of {norms}, or that of a certificate of yours",
+        record.norm,
+    )
     yield from _level(record)
     yield from _bounds(record)
 
@@ -82,14 +86,6 @@ def _bounds(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
             hits = record.counts[record.top] + (record.mode == "randomized")
             most = min(1.0, hits / max(1, sum(record.counts)))
             yield value <= most + _SLACK, f"bounds[{name!r}]", f"at most the share {most!r} of the votes", value
-
-
-def _known_norm(norm: str) -> bool:
-    if norm.partition(":")[0] in NORMS:
-        return True
-    from lightning_rs.certificates.base import Certificate
-
-    return any(getattr(kind, "norm", None) == norm for kind in known_classes(Certificate).values())  # type: ignore[type-abstract]
 
 
 @cache

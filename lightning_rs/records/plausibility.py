@@ -67,6 +67,13 @@ def certificate_class(name: str) -> type[Certificate]:
     return _named(name.partition(":")[0], Certificate, "certificate")  # type: ignore[type-abstract]
 
 
+def known_norm(norm: str) -> bool:
+    """Return whether a certificate defined so far, somebody's own too, states radii in this norm."""
+    from lightning_rs.certificates.base import Certificate
+
+    return any(getattr(kind, "norm", None) == norm for kind in known_classes(Certificate).values())  # type: ignore[type-abstract]
+
+
 def noise_class(name: str) -> type[Noise]:
     """Return the law of a name.
 
