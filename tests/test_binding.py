@@ -151,11 +151,11 @@ class TestCheckpoint:
             records = tmp_path / f"{ckpt_path is None}.jsonl"
             fit.certify(model, data, Certifier(n0=8, n=32, runtime=Runtime(threads=1)), ckpt_path, records)
             head = read_records(records)[0]
-            print("EMA", ckpt_path, head.informative["checkpoint"], head.binding["classifier"][:8], held[:8])
             named, ran = head.informative["checkpoint"], head.binding["classifier"]
             assert ran == state_dict_sha256(model.network)
             assert ("sha256" in named) == (ckpt_path is not None and held == ran)
             assert ("differs" in named) == (ckpt_path is not None and held != ran)
+            assert named.get("holds", held) == held
         # Other weights under the same name: what a callback that swaps on loading does.
         with torch.no_grad():
             next(model.network.parameters()).add_(1e-3)

@@ -52,13 +52,9 @@ def _claims(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
     if record.radii or record.counts:
         own = record.radii.get(record.certificate)
         yield own == record.radius, "radius", f"radii[{record.certificate!r}] = {own!r}", record.radius
-    norms = ", ".join(NORMS)
-    yield (
-        record.norm.partition(":")[0] in NORMS or known_norm(record.norm),
-        "norm",
-        f"one of {norms}, or that of a certificate of yours",
-        record.norm,
-    )
+    known = record.norm.partition(":")[0] in NORMS or known_norm(record.norm)
+    right = f"one of {', '.join(NORMS)}, or that of a certificate of yours"
+    yield known, "norm", right, record.norm
     yield from _level(record)
     yield from _bounds(record)
 
