@@ -5,6 +5,9 @@ Uncertifiable is 0.0; never negative, never NaN for valid input. Functions with 
 norm of the gradient of the smoothed probability, without unit. Radii are in input units.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lightning_rs.certificates.ablation import ablation_discrepancy, ablation_l0_radius, patch_size
 from lightning_rs.certificates.dipole import dipole_gradient_l2_radius, dipole_l2_radius, dipole_lower_bounds
 from lightning_rs.certificates.dual import gaussian_discrepancy
@@ -42,6 +45,20 @@ from lightning_rs.statistics.binomial import (
 from lightning_rs.statistics.gradient import levine_scaled_gradient_upper, scaled_gradient_l2_interval
 from lightning_rs.statistics.transfer import percentile_ranks, transfer_lower
 
+if TYPE_CHECKING:
+    from lightning_rs.classifiers.consistency import consistency_loss
+    from lightning_rs.classifiers.macer import macer_loss
+    from lightning_rs.classifiers.smoothadv import smoothadv_objective
+    from lightning_rs.networks.schedules import denoising_timestep
+
+# What lives with training: found when it is asked for, so that the theorems need neither torch nor Lightning.
+_ELSEWHERE = {
+    "consistency_loss": "lightning_rs.classifiers.consistency",
+    "denoising_timestep": "lightning_rs.networks.schedules",
+    "macer_loss": "lightning_rs.classifiers.macer",
+    "smoothadv_objective": "lightning_rs.classifiers.smoothadv",
+}
+
 __all__ = [
     "ablation_discrepancy",
     "ablation_l0_radius",
@@ -50,6 +67,8 @@ __all__ = [
     "certified_accuracy_lower_bound",
     "clopper_pearson_lower",
     "clopper_pearson_upper",
+    "consistency_loss",
+    "denoising_timestep",
     "dipole_gradient_l2_radius",
     "dipole_l2_radius",
     "dipole_lower_bounds",
@@ -67,6 +86,7 @@ __all__ = [
     "laplace_l1_radius",
     "lecuyer_l2_radius",
     "levine_scaled_gradient_upper",
+    "macer_loss",
     "matched_sigma",
     "mixed_norm_log_ratio",
     "norm_power_discrepancy",
@@ -81,6 +101,7 @@ __all__ = [
     "second_order_l2_radius",
     "second_order_two_class_l2_radius",
     "simultaneous_bounds",
+    "smoothadv_objective",
     "splitting_noise",
     "splitting_votes_l1_radius",
     "top_class_p_value",
@@ -89,3 +110,10 @@ __all__ = [
     "uniform_l1_radius",
     "uniform_linf_radius",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Find what lives elsewhere."""
+    if name in _ELSEWHERE:
+        return getattr(importlib.import_module(_ELSEWHERE[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

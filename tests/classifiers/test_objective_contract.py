@@ -53,7 +53,7 @@ class Example:
     gaussian_only: bool = False
 
 
-# No objectives of a classifier under noise: what they promise stands in test_denoising.
+# No objectives of a classifier under noise: what they promise stands in networks/test_denoise.
 WITHOUT_NOISY_COPIES: set[type[BaseClassifier]] = {CleanTraining, DenoiserTraining}
 WEIGHTS = (({"lam": -1.0}, "lam must be >= 0, got -1.0"), ({"lam": float("nan")}, "lam must not be NaN"))
 EXAMPLES: dict[type[BaseClassifier], list[Example]] = {
