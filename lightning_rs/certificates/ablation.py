@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, Setting, TopVoteCertificate, read
+from lightning_rs.certificates.natural import usual_for
 from lightning_rs.certificates.splitting import splitting_votes_distance
 from lightning_rs.checks import FloatArray, IntArray, check_at_least, check_choice, check_probability
 from lightning_rs.evidence import EnumeratedVotes, Evidence
@@ -139,6 +140,7 @@ def _whole_root(value: IntArray) -> IntArray:
     return np.where((root + 1) ** 2 <= value, root + 1, root)
 
 
+@usual_for(BandNoise)
 class PatchBand(Certificate):
     """Side of the largest patch that cannot change the answer, from a band at every position: exact.
 
@@ -166,6 +168,7 @@ class PatchBand(Certificate):
         return Radii(prediction, side.astype(np.float64), {"distance": distance.astype(np.float64)}, notes)
 
 
+@usual_for(BlockNoise)
 class PatchBlock(PatchBand):
     """The same from a square block at every position."""
 
@@ -173,6 +176,7 @@ class PatchBlock(PatchBand):
     kind = "block"
 
 
+@usual_for(AblationNoise)
 class AblationL0(TopVoteCertificate):
     """Number of pixels that may change, from votes with k random pixels kept (:func:`ablation_l0_radius`).
 
