@@ -66,7 +66,14 @@ class Replay:
         self._parts = parts
 
     def collect(
-        self, images: Tensor, indices: Sequence[int], purpose: str, n: int, kinds: object, part: int = 0
+        self,
+        images: Tensor,
+        indices: Sequence[int],
+        purpose: str,
+        n: int,
+        kinds: object,
+        top: object = None,
+        part: int = 0,
     ) -> dict[type[Evidence], Evidence]:
         """Return the counts of one part for some of the images."""
         counts = self._parts[part][[self._row[int(i)] for i in indices]]

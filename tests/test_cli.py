@@ -28,7 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_fit_trains_certifies_and_says_what_comes_next(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("fit", *TINY_FIT) == 0
     said = capsys.readouterr()
-    best = next(Path("runs/checkpoints").glob("epoch*-noisy*.ckpt"))
+    best = next((here / "runs/checkpoints").glob("epoch*-noisy*.ckpt"))
     records = next(Path("runs/certify").glob("digits-gaussiannoise-0.25-*[0-9a-f].jsonl"))
     header, certifications = read_records(records)
     assert [record.index for record in certifications] == list(range(7))

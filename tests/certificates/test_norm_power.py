@@ -186,7 +186,7 @@ def test_radius_is_monotone_scales_and_handles_the_ends():
 )
 def test_l2_radius_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
-        norm_power_l2_radius(**arguments)
+        norm_power_l2_radius(**{"k": 1.0, "dim": 5, **arguments})
 
 
 def test_discrepancy_ends_and_bounds():
