@@ -280,6 +280,8 @@ class PreparedNetwork:
         plain = rows.clone() if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
         changed = (reference.labels(plain) != own.argmax(1)).float().mean()
         seen = examine(self, rows, self.config.stochastic_network)
+        if self.fused:  # tracing runs Python once: what would change later only shows without it
+            examine(reference, plain, self.config.stochastic_network).check("32-true", self.config.stochastic_network)
         self.check_finite()
         probe = Probe(float(changed), seen.deviation == 0, seen.deviation, len(rows), seen.cause, seen.scale)
         return probe, seen

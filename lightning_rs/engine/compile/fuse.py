@@ -20,7 +20,7 @@ from lightning_rs.engine.compile.fused_layers import (
     max_of_squares,
     pairs_columns,
 )
-from lightning_rs.engine.replicas import replica
+from lightning_rs.engine.replicas import attributes, replica
 from lightning_rs.networks.normalize import Center, Normalize
 
 _RELU: tuple[Any, ...] = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
@@ -47,10 +47,15 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
         a module that shares the parameters of ``network``.
 
     Raises:
-        ValueError: if the result disagrees with ``network`` on the example by more than rounding explains.
+        ValueError: if the result disagrees with ``network`` on the example by more than rounding explains, or if a call
+            of ``network`` changes an attribute: what it does later, the traced network would never do.
         Exception: anything else, if torch.fx cannot trace the network or this torch lacks the fused operations.
     """
+    before = attributes(network)
     plain = network(example.clone())  # a network may write over its input
+    written = sorted(name for name, value in attributes(network).items() if before.get(name) != value)
+    if written:
+        raise ValueError(f"tracing would freeze what the network writes down while it works: {', '.join(written)}")
     network = replica(network)  # what it keeps on itself while it works would be left as a symbol of the tracer
     graph = _Tracer().trace(network)
     traced = fx.GraphModule(network, graph)

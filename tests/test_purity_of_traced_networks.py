@@ -1,0 +1,111 @@
+"""Tracing runs Python once: what a network would do later is seen all the same, or the network is not traced."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_rs import Certifier, GaussianNoise
+from lightning_rs.engine.runtime import Runtime
+from tests.helpers import tiny_cnn
+
+SHAPE = (2, 6, 6)
+
+
+class Traceable(nn.Module):
+    """A network of convolutions with something of its own around it; torch.fx can trace it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_cnn()
+
+
+class OnceInAWhile(Traceable):
+    """Every 20th call gives other labels."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.net(x).flip(1) if self.calls % 20 == 0 else self.net(x)
+
+
+class AfterAWhile(Traceable):
+    """Gives other labels from the 40th call on, which its class counts."""
+
+    calls: ClassVar[list[int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(1)
+        return self.net(x).flip(1) if len(self.calls) > 40 else self.net(x)
+
+
+class InABuffer(Traceable):
+    """Counts in a buffer, and gives other labels every 20th call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out = self.net(x)
+        return torch.where(self.calls % 20 == 0, out.flip(1), out)
+
+
+class CacheByAddress(Traceable):
+    """Answers what it answered the last time that its input lay there."""
+
+    cache: ClassVar[dict[int, Tensor]] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        key = x.data_ptr()
+        if key not in self.cache:
+            self.cache[key] = self.net(x)
+        return self.cache[key]
+
+
+class Keeps(Traceable):
+    """Keeps a tensor for a later line, and is a function of one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = self.net(x)
+        return self.kept * 1
+
+
+def images() -> Tensor:
+    return torch.randint(0, 256, (2, *SHAPE), generator=torch.Generator().manual_seed(0)) / 255
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    AfterAWhile.calls.clear()
+    CacheByAddress.cache.clear()
+
+
+@pytest.mark.parametrize("network", [OnceInAWhile, AfterAWhile, InABuffer, CacheByAddress])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_state_that_tracing_would_freeze_is_refused(network: type[nn.Module], threads: int) -> None:
+    certifier = Certifier(n0=100, n=20_000, runtime=Runtime(micro_batch=64, threads=threads))
+    with pytest.raises(ValueError, match="the network must be one fixed function of one row"):
+        certifier.certify(network(), GaussianNoise(0.25), images(), grid=255)
+
+
+@pytest.mark.parametrize("network", [OnceInAWhile, AfterAWhile, InABuffer])
+def test_integers_need_a_network_without_state(network: type[nn.Module]) -> None:
+    with pytest.raises(ValueError, match=r"tracing would freeze what the network writes down while it works: .*calls"):
+        Runtime(precision="int8", micro_batch=64).prepare(network(), SHAPE)
+
+
+def test_a_tensor_kept_for_a_later_line_is_no_state() -> None:
+    runtime = Runtime(micro_batch=64)
+    prepared = runtime.prepare(Keeps(), SHAPE)
+    assert prepared.fused
+    certifier = Certifier(n0=100, n=1000, runtime=runtime)
+    kept, plain = (certifier.certify(n, GaussianNoise(0.25), images(), grid=255) for n in (Keeps(), tiny_cnn()))
+    # Other names of parameters, other noise: the radii agree up to sampling.
+    assert [a.prediction for a in kept] == [b.prediction for b in plain]
+    assert [a.radius for a in kept] == pytest.approx([b.radius for b in plain], abs=0.1)
