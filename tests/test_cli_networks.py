@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from lightning_rs import classifiers
+from lightning_rs.cli import main
 from lightning_rs.networks import build_network
 from lightning_rs.records import read_records
 from tests.driving import run, trained
@@ -111,3 +114,14 @@ def test_files_that_would_run_code_are_refused_without_advice(here: Path, capsys
     assert "it holds objects of pathlib" in line
     assert "weights_only=False" not in line
     assert "trust" not in line
+
+
+@pytest.mark.parametrize("objective", sorted({*classifiers.__all__} - {"BaseClassifier", "NoisyCopies"}))
+def test_every_objective_takes_the_network_from_the_command_line(
+    objective: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--model", objective, "--model.network=mlp", "--model.noise.sigma=0.7", "--print_config")
+    assert main(["fit", *words]) == 0
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    assert model["init_args"]["network"] == "mlp"
+    assert model["init_args"]["noise"]["init_args"]["sigma"] == 0.7

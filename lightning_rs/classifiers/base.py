@@ -73,6 +73,10 @@ class BaseClassifier(pl.LightningModule, ABC):
         object.__setattr__(made, "_arguments", constructor_arguments(cls, args, kwargs))
         return made
 
+    # jsonargparse reads a class's arguments from its own __new__ if it has one, and would lose those that subclasses
+    # pass on; it unwraps decorated ones first.
+    __new__.__wrapped__ = object.__new__  # type: ignore[attr-defined]
+
     def __init__(
         self,
         network: str = "digits_cnn",

@@ -66,7 +66,7 @@ class DenoiserTraining(BaseClassifier):
         check_choice("objective", objective, get_args(Objective))
         if not isinstance(self.network.get_submodule("net"), DenoisedNetwork):
             raise ValueError(f"network must be 'denoised' with a denoiser to train, got {self.hparams['network']!r}")
-        self.kind = objective
+        self.kind: Objective = objective
         self.sigma_range = None if sigma_range is None else self._checked_range(sigma_range)
         self.denoised.freeze_part("classifier")
 
@@ -79,7 +79,7 @@ class DenoiserTraining(BaseClassifier):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of clean images (m, C, H, W) and labels (m,)."""
-        images, labels = batch
+        images, labels = self.laid_out(batch[0]), batch[1]
         noisy = self.noisy(images, batch_idx)
         if self.kind == "mse":
             loss = self._error(noisy, images, batch_idx)
@@ -109,7 +109,7 @@ class DenoiserTraining(BaseClassifier):
         """Draw one level an image, log-uniform, from a stream of its own."""
         assert self.sigma_range is not None
         low, high = (math.log(end) for end in self.sigma_range)
-        key = ("levels", torch.initial_seed(), self.global_rank, self.current_epoch, batch_idx)
+        key = ("levels", self.seed, self.global_rank, self.current_epoch, batch_idx)
         drawn = torch.empty(len(noisy), device=noisy.device, dtype=noisy.dtype)
         return drawn.uniform_(low, high, generator=_generator(noisy.device, *key)).exp()
 

@@ -1,181 +1,263 @@
-"""Denoisers before a classifier: schedules by oracle, adapters that agree, gradients, checkpoints, errors."""
+"""Denoisers before classifiers: schedules by oracle, every convention against an exact model, gradients, refusals."""
 
 from __future__ import annotations
-
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_rs.classifiers import DenoiserTraining
-from lightning_rs.functional import denoising_timestep
-from lightning_rs.networks import alphas_cumprod
-from lightning_rs.networks.denoise import (
+from lightning_rs.networks import (
     DenoisedNetwork,
     Denoiser,
+    DnCNN,
     EpsilonDenoiser,
     NoiseMapDenoiser,
     PlainDenoiser,
     SigmaDenoiser,
+    SigmaUNet,
+    alphas_cumprod,
+    build_network,
+    denoising_timestep,
+    state_dict_sha256,
 )
-from lightning_rs.networks.denoisers import DnCNN, SigmaUNet
-from lightning_rs.noise import GaussianNoise, SplittingNoise
 from tests.oracles import oracle_cases
-from tests.training import trainer
 
-SIGMA = 0.25
-LINEAR = alphas_cumprod("linear", 1000)
+LINEAR = {"schedule": "linear", "steps": 1000}
 
 
-CASES = oracle_cases("dds_sigma")
+@pytest.mark.parametrize("case", oracle_cases("dds_sigma"), ids=lambda case: str(case["inputs"]))
+def test_schedules_and_timesteps(case: dict) -> None:
+    steps, step = case["inputs"]["T"], case["inputs"]["t"]
+    alphas = alphas_cumprod(case["inputs"]["schedule"], steps)
+    # The oracle is exact; a running product of T factors in float64 is off by at most T ulps.
+    np.testing.assert_allclose(alphas[step], case["expected"][0], rtol=1e-12)
+    np.testing.assert_allclose(0.5 * np.sqrt((1 - alphas[step]) / alphas[step]), case["expected"][1], rtol=1e-12)
+    assert int(denoising_timestep(case["expected"][1], alphas)) == step
 
 
-@pytest.mark.parametrize("case", CASES, ids=[f"{c['inputs']['schedule']}-{c['inputs']['t']}" for c in CASES])
-def test_schedules_and_timesteps(case: dict[str, Any]) -> None:
-    i = case["inputs"]
-    alphas = alphas_cumprod(i["schedule"], i["T"])
-    alpha, sigma = case["expected"]
-    assert alphas[i["t"]] == pytest.approx(alpha, rel=1e-9)
-    assert denoising_timestep(sigma, alphas) == i["t"]
+def test_timesteps_are_the_nearest_levels() -> None:
+    # Published code takes the first step that is noisy enough (Carlini et al., 2023): ours, or the one after it.
+    published = {
+        ("linear", 1000): [145, 259, 396],
+        ("scaled_linear", 1000): [170, 354, 563],
+        ("cosine", 4000): [1158, 1984, 2809],
+    }
+    sigmas = np.array([0.25, 0.5, 1.0])
+    for (schedule, steps), first in published.items():
+        alphas = alphas_cumprod(schedule, steps)
+        found, levels = denoising_timestep(sigmas, alphas), 0.5 * np.sqrt(1 / alphas - 1)
+        assert [int((levels >= sigma).argmax()) for sigma in sigmas] == first
+        assert set(np.subtract(first, found)) <= {0, 1}
+        for step, sigma in zip(found, sigmas, strict=True):
+            off = np.abs(np.log(levels[step - 1 : step + 2] / sigma))
+            assert off[1] == off.min()
 
 
-def test_timesteps_of_the_usual_noise() -> None:
-    # The nearest in log sigma; the published code takes the next larger, 145, 259 and 396.
-    assert denoising_timestep([0.25, 0.5, 1.0], LINEAR).tolist() == [144, 258, 396]
-    with pytest.raises(ValueError, match="sigma must be finite and > 0"):
-        denoising_timestep(0.0, LINEAR)
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: alphas_cumprod("quadratic"), "schedule must be one of 'linear', 'scaled_linear', 'cosine'"),
+        (lambda: alphas_cumprod("cosine", 10, beta_end=0.1), "'cosine' has no beta_start and beta_end"),
+        (lambda: alphas_cumprod("linear", 0), "steps must be a whole number >= 1, got 0"),
+        (lambda: denoising_timestep(0.0, [0.5]), "sigma must be finite and > 0"),
+        (lambda: denoising_timestep(0.5, [1e-4, 0.02]), r"decrease within .0, 1., got 0.0001 ... 0.02: .* not beta"),
+        (lambda: denoising_timestep(0.5, 0.5), "one number a timestep"),
+        (lambda: EpsilonDenoiser(nn.Identity()), "alphas_cumprod must be the schedule .* got None"),
+        (lambda: EpsilonDenoiser(nn.Identity(), LINEAR, prediction_type="noise"), "prediction_type must be one of"),
+        (lambda: NoiseMapDenoiser(nn.Identity(), max_sigma=0.0), "max_sigma must be finite and > 0"),
+        (lambda: DenoisedNetwork(nn.Identity(), nn.Flatten(), 0.0), "sigma must be finite and > 0"),
+        (lambda: DenoisedNetwork(nn.Identity(), nn.Flatten(), 0.5, (2.0,)), r"to_classifier must be .scale, shift."),
+        (lambda: DenoisedNetwork(nn.Identity(), nn.Flatten(), 0.5, freeze="both"), "freeze must be one of"),
+        (lambda: SigmaUNet(widths=(12, 80)), "widths must be two multiples of 8"),
+        (lambda: DnCNN(depth=1), "depth must be a whole number >= 2, got 1"),
+    ],
+)
+def test_arguments_out_of_range(call, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
-class Perfect(nn.Module):
-    """Knows the clean pixels x; answers in the convention asked for."""
+class Exact(nn.Module):
+    """A diffusion model that knows the clean image: what every convention must turn into that image."""
 
-    def __init__(self, x: Tensor, kind: str) -> None:
+    def __init__(self, clean: Tensor, alphas: np.ndarray, kind: str, twice: bool = False, scale: float = 1.0) -> None:
         super().__init__()
-        self.u, self.kind = 2 * x - 1, kind
+        self.clean, self.alphas, self.kind, self.twice, self.scale = clean, alphas, kind, twice, scale
 
-    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
-        alpha = torch.from_numpy(np.asarray(LINEAR))[t].view(-1, 1, 1, 1).float()
-        epsilon = (noisy - alpha.sqrt() * self.u) / (1 - alpha).sqrt()
-        if self.kind == "sample":
-            return self.u.expand_as(noisy)
-        return epsilon if self.kind == "epsilon" else alpha.sqrt() * epsilon - (1 - alpha).sqrt() * self.u
-
-
-def clean(count: int = 3) -> Tensor:
-    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    def forward(self, noisy: Tensor, time: Tensor) -> Tensor:
+        alpha = torch.from_numpy(self.alphas)[(time / self.scale).round().long()].view(-1, 1, 1, 1)
+        u = 2 * self.clean - 1
+        eps = (noisy - alpha.sqrt() * u) / (1 - alpha).sqrt()
+        v = alpha.sqrt() * eps - (1 - alpha).sqrt() * u
+        found = {"epsilon": eps, "sample": u, "v_prediction": v}[self.kind]
+        return torch.cat([found, torch.full_like(found, 7.0)], dim=1) if self.twice else found
 
 
+@pytest.mark.parametrize("sigma", [0.25, 1.0, torch.tensor([0.1, 0.25, 1.0], dtype=torch.float64)], ids=str)
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
-def test_every_convention_recovers_the_image(kind: Any) -> None:
-    x = clean()
-    z = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
-    found = EpsilonDenoiser(Perfect(x, kind), LINEAR, prediction_type=kind)(z, SIGMA)
-    assert torch.allclose(found, x, atol=2e-6)
+def test_every_prediction_type_recovers_the_image(kind: str, sigma: float | Tensor) -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.rand(3, 2, 5, 4, dtype=torch.float64, generator=generator)
+    noise = torch.randn(3, 2, 5, 4, dtype=torch.float64, generator=generator)
+    z = clean + torch.as_tensor(sigma).view(-1, 1, 1, 1) * noise
+    for twice, scale in ((False, 1.0), (True, 0.25)):
+        model = Exact(clean, alphas_cumprod("linear"), kind, twice, scale)
+        denoiser = EpsilonDenoiser(model, LINEAR, twice, scale, kind)
+        torch.testing.assert_close(denoiser(z, sigma), clean, rtol=0, atol=1e-6)
 
 
-def test_edm_units_and_noise_maps() -> None:
-    x = clean()
-    z = x + SIGMA * torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+def test_the_schedule_may_be_that_of_a_scheduler() -> None:
+    class Scheduler:
+        alphas_cumprod = torch.from_numpy(alphas_cumprod("linear"))
 
-    class Edm(nn.Module):
-        def forward(self, u: Tensor, s: Tensor) -> Tensor:
-            assert torch.equal(s, torch.full((3,), 2 * SIGMA))
-            assert torch.allclose(u, 2 * z - 1)
-            return 2 * x - 1
-
-    assert torch.allclose(SigmaDenoiser(Edm())(z, SIGMA), x, atol=1e-6)
-
-    class Ffdnet(nn.Module):
-        def forward(self, both: Tensor) -> Tensor:
-            assert torch.allclose(both[:, 1:], torch.full_like(both[:, 1:], 0.125))  # scaled down to what it knows
-            return both[:, :1] * 0.5
-
-    found = NoiseMapDenoiser(Ffdnet(), as_channel=True, predicts="noise", max_sigma=0.125)(z, SIGMA)
-    assert torch.allclose(found, z * 0.5, atol=1e-6)
+    one = EpsilonDenoiser(nn.Identity(), Scheduler())
+    other = EpsilonDenoiser(nn.Identity(), alphas_cumprod("linear").tolist())
+    assert one.constants() == other.constants() == EpsilonDenoiser(nn.Identity(), LINEAR).constants()
 
 
-def test_dncnn_starts_as_the_identity_and_the_unet_keeps_shapes() -> None:
-    z = clean()
-    assert torch.equal(DnCNN(1, depth=3, width=4).eval()(z), z)
-    assert SigmaUNet(1)(2 * z - 1, torch.full((3,), 0.5)).shape == z.shape
+def test_learned_variance_must_be_said() -> None:
+    clean = torch.rand(2, 1, 4, 4, dtype=torch.float64)
+    model = Exact(clean, alphas_cumprod("linear"), "epsilon", twice=True)
+    with pytest.raises(ValueError, match=r"must return 1 channels with learned_variance=False, got shape .2, 2, 4, 4."):
+        EpsilonDenoiser(model, LINEAR)(clean, 0.5)
 
 
-def denoised(sigma: float = SIGMA) -> DenoisedNetwork:
-    torch.manual_seed(0)
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
-    return DenoisedNetwork(DnCNN(1, depth=3, width=4), classifier, sigma, to_classifier=(2.0, -1.0))
+class Level(nn.Module):
+    """Subtracts a share of the level that it is told, to see which level arrives."""
+
+    def forward(self, z: Tensor, level: Tensor) -> Tensor:
+        return z - level.view(-1, 1, 1, 1)
 
 
-def test_gradients_reach_the_pixels() -> None:
-    z = clean().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(denoised().eval()(z).sum(), z)
-    assert gradient.abs().sum() > 0
+def test_sigma_and_noise_maps_arrive_in_the_right_units() -> None:
+    z = torch.full((2, 1, 4, 4), 0.75)
+    # Model units: u = 2z - 1 = .5, s = 2 sigma = .4; (.1 + 1) / 2.
+    torch.testing.assert_close(SigmaDenoiser(Level())(z, 0.2), torch.full_like(z, 0.55))
+    torch.testing.assert_close(NoiseMapDenoiser(Level())(z, 0.2), torch.full_like(z, 0.55))
+    torch.testing.assert_close(NoiseMapDenoiser(Level(), predicts="noise")(z, 0.2), torch.full_like(z, 0.2))
+    # Beyond the largest level both shrink: (z / 2 - .2) * 2.
+    torch.testing.assert_close(NoiseMapDenoiser(Level(), max_sigma=0.2)(z, 0.4), torch.full_like(z, 0.35))
+    last = nn.Conv2d(2, 1, 1, bias=False)
+    with torch.no_grad():
+        last.weight.copy_(torch.tensor([1.0, -1.0]).view(1, 2, 1, 1))
+    torch.testing.assert_close(NoiseMapDenoiser(last, as_channel=True)(z, 0.2), torch.full_like(z, 0.55))
 
 
-def test_sigma_binds_the_checkpoint() -> None:
-    state = denoised(0.25).state_dict()
-    other = denoised(0.5)
-    other.load_state_dict(state)
-    assert other.sigma == 0.25
-    foreign = DenoisedNetwork(DnCNN(1, depth=3, width=4), nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 0.25)
+def test_a_fresh_dncnn_is_the_identity_and_a_fresh_unet_shrinks_to_the_mean() -> None:
+    z = torch.randn(2, 1, 7, 6)
+    assert torch.equal(DnCNN(depth=3, width=4).eval()(z), z)
+    s = torch.tensor([0.5, 2.0])
+    scale = (0.62**2 / (0.62**2 + s**2)).view(-1, 1, 1, 1)
+    torch.testing.assert_close(SigmaUNet(widths=(8, 8))(z, s), z * scale)
+
+
+def test_the_unet_is_of_the_size_that_is_said() -> None:
+    assert 300_000 < sum(p.numel() for p in SigmaUNet().parameters()) < 400_000
+
+
+class Affine(Denoiser):
+    """A denoiser of known output."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def estimate(self, z: Tensor, sigma: float | Tensor) -> Tensor:
+        return z * self.scale
+
+
+def denoised(**kwargs) -> DenoisedNetwork:
+    return DenoisedNetwork(Affine(), nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 0.5, **kwargs)
+
+
+def test_the_classifier_gets_its_own_units_and_size() -> None:
+    z = torch.rand(2, 3, 4, 4)
+    network = DenoisedNetwork(Affine(), nn.Flatten(), 0.5, to_classifier=(2.0, [-1.0, 0.0, 1.0]))
+    shift = torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1, 1)
+    torch.testing.assert_close(network(z), (2 * z + shift).flatten(1))
+    resized = DenoisedNetwork(Affine(), nn.Flatten(), 0.5, resize=(6, 8))
+    wanted = nn.functional.interpolate(z, (6, 8), mode="bicubic", antialias=True)
+    assert torch.equal(resized(z), wanted.flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "message"),
+    [
+        (nn.AvgPool2d(2), r"must keep the shape \(2, 1, 4, 4\), got \(2, 1, 2, 2\)"),
+        (Affine(255.0), r"must return pixels in \[0, 1\] units as it gets them, got values up to 2"),
+        (Affine(float("nan")), "got values up to nan"),
+        (nn.Module(), "forward"),
+    ],
+)
+def test_a_denoiser_of_other_shape_or_range_is_refused(denoiser: nn.Module, message: str) -> None:
+    with pytest.raises((ValueError, NotImplementedError), match=message):
+        DenoisedNetwork(denoiser, nn.Flatten(), 0.5)(torch.rand(2, 1, 4, 4))
+
+
+def test_the_checkpoint_binds_sigma_and_the_constants() -> None:
+    one, other = denoised(), denoised()
+    other.load_state_dict(one.state_dict())
+    assert state_dict_sha256(one) == state_dict_sha256(other)
+    other.sigma = 0.25
+    assert state_dict_sha256(one) != state_dict_sha256(other)
+    other.load_state_dict(one.state_dict())
+    assert other.sigma == 0.5
+    moved = denoised(to_classifier=(2.0, -1.0))
+    assert state_dict_sha256(moved) != state_dict_sha256(one)
     with pytest.raises(ValueError, match="other constants"):
-        foreign.load_state_dict(state)
+        moved.load_state_dict(one.state_dict())
+    assert denoised().to(torch.bfloat16).state_dict()["_extra_state"].dtype == torch.float64
 
 
-def test_bad_parts_are_one_clear_error() -> None:
-    with pytest.raises(ValueError, match=r"alphas_cumprod must be the schedule .* got None"):
-        EpsilonDenoiser(nn.Identity())
-    with pytest.raises(ValueError, match="sigma must be finite and > 0, got 0"):
-        DenoisedNetwork(nn.Identity(), nn.Flatten(), 0.0)
-    with pytest.raises(ValueError, match=r"must keep the shape \(3, 1, 8, 8\), got \(3, 1, 7, 7\)"):
-        DenoisedNetwork(nn.Conv2d(1, 1, 2), nn.Flatten(), SIGMA)(clean())
-
-    class Bytes(nn.Module):
-        def forward(self, z: Tensor) -> Tensor:
-            return 255 * z
-
-    with pytest.raises(ValueError, match=r"must return pixels in \[0, 1\] units"):
-        DenoisedNetwork(Bytes(), nn.Flatten(), SIGMA)(clean())
-    with pytest.raises(ValueError, match="must return 2 channels with learned_variance=True"):
-        EpsilonDenoiser(Perfect(clean(), "epsilon"), LINEAR, learned_variance=True)(clean(), SIGMA)
-    assert issubclass(PlainDenoiser, Denoiser)
+@pytest.mark.parametrize("part", ["denoiser", "classifier"])
+def test_a_frozen_part_stays_in_evaluation_mode(part: str) -> None:
+    network = denoised(freeze=part).train()
+    for name in ("denoiser", "classifier"):
+        module = network.get_submodule(name)
+        assert module.training == (name != part)
+        assert all(p.requires_grad == (name != part) for p in module.parameters())
+    network(torch.rand(2, 1, 4, 4)).sum().backward()
+    assert all(p.grad is None for p in network.get_submodule(part).parameters())
 
 
-PARTS: dict[str, Any] = {
-    "denoiser": {"class_path": "lightning_rs.networks.denoisers.DnCNN", "init_args": {"depth": 3, "width": 4}},
-    "classifier": {"network": "digits_cnn", "num_classes": 10, "shape": [1, 8, 8]},
-}
+def test_gradients_reach_the_pixels_through_every_adapter() -> None:
+    unet = SigmaUNet(widths=(8, 8))
+    torch.nn.init.normal_(unet.head.weight, std=0.1)
+
+    class Timed(nn.Module):
+        def forward(self, x: Tensor, t: Tensor) -> Tensor:
+            return unet(x, t.float() / 1000 + 0.1)
+
+    adapters = [
+        PlainDenoiser(DnCNN(depth=3, width=4)),
+        SigmaDenoiser(unet),
+        EpsilonDenoiser(Timed(), LINEAR),
+        NoiseMapDenoiser(Level()),
+    ]
+    for adapter in adapters:
+        z = torch.full((2, 1, 8, 8), 0.5) + 0.05 * torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+        z.requires_grad_()
+        network = DenoisedNetwork(adapter, build_network("digits_cnn", 3, (1, 8, 8)), 0.05).eval()
+        network(z)[:, 0].sum().backward()
+        assert z.grad is not None
+        assert z.grad.abs().flatten(1).amax(1).gt(0).all(), type(adapter).__name__
 
 
-@pytest.mark.filterwarnings("ignore:Found .* module")  # the frozen part stays in evaluation mode
-@pytest.mark.parametrize("objective", ["mse", "stability", "classification"])
-def test_a_training_moves_the_denoiser_and_leaves_the_classifier(tmp_path: Path, objective: Any) -> None:
-    from lightning_rs.data import Digits
-
-    torch.manual_seed(0)
-    model = DenoiserTraining(
-        objective, network="denoised", network_args=PARTS, noise=GaussianNoise(SIGMA), grid=16, scheduler=None
-    )
-    before = {name: value.clone() for name, value in model.network.state_dict().items() if value.is_floating_point()}
-    run = trainer(tmp_path, max_epochs=1, limit_train_batches=3, limit_val_batches=1)
-    run.fit(model, datamodule=Digits(batch_size=32))
-    after = model.network.state_dict()
-    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
-    assert any("denoiser" in name and "weight" in name for name in moved)
-    assert not any("classifier" in name for name in moved)
-    assert model.hparams["objective"] == objective
+@pytest.mark.parametrize("missing", ["denoiser", "classifier", "sigma"])
+def test_what_is_missing_is_named(missing: str) -> None:
+    spec = {"class_path": "lightning_rs.networks.DnCNN", "init_args": {"depth": 2, "width": 4}}
+    given = {"denoiser": spec, "classifier": "digits_cnn", "sigma": 0.5}
+    with pytest.raises(ValueError, match=f"network denoised needs the argument '{missing}'"):
+        build_network("denoised", 10, (1, 8, 8), **{k: v for k, v in given.items() if k != missing})
 
 
-def test_bad_denoiser_trainings_are_refused() -> None:
-    with pytest.raises(ValueError, match="network must be 'denoised' with a denoiser to train, got 'digits_cnn'"):
-        DenoiserTraining("mse", network="digits_cnn", noise=GaussianNoise(SIGMA))
-    usual: dict[str, Any] = {"network": "denoised", "network_args": PARTS}
-    with pytest.raises(ValueError, match="objective must be one of"):
-        DenoiserTraining("l1", noise=GaussianNoise(SIGMA), **usual)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="sigma_range must be"):
-        DenoiserTraining("mse", sigma_range=(0.5, 0.1), noise=GaussianNoise(SIGMA), **usual)
-    with pytest.raises(ValueError, match="sigma_range needs a noise that is added"):
-        DenoiserTraining("mse", sigma_range=(0.1, 0.5), noise=SplittingNoise(0.6), **usual)
+def test_normalisation_belongs_to_the_classifier() -> None:
+    spec = {"class_path": "lightning_rs.networks.DnCNN", "init_args": {"depth": 2, "width": 4}}
+    for name in ("denoised", "lightning_rs.networks.DenoisedNetwork"):
+        network = build_network(name, 10, (1, 8, 8), 0.3, 0.4, denoiser=spec, classifier="digits_cnn", sigma=0.5)
+        assert isinstance(network.get_submodule("normalize"), nn.Identity)
+        assert network.get_submodule("net.classifier.normalize").extra_repr().startswith("mean=[0.3")
+    bare = {"class_path": "lightning_rs.networks.EpsilonDenoiser", "init_args": {"net": spec}}
+    with pytest.raises(ValueError, match="alphas_cumprod must be the schedule"):
+        build_network("denoised", 10, (1, 8, 8), denoiser=bare, classifier="digits_cnn", sigma=0.5)
