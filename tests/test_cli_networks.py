@@ -125,3 +125,16 @@ def test_every_objective_takes_the_network_from_the_command_line(
     model = yaml.safe_load(capsys.readouterr().out)["model"]
     assert model["init_args"]["network"] == "mlp"
     assert model["init_args"]["noise"]["init_args"]["sigma"] == 0.7
+
+
+@pytest.mark.filterwarnings("ignore:Found .* module.* in eval mode at the start of training")
+def test_a_denoiser_is_trained_and_certified_by_class_path(here: Path) -> None:
+    dncnn = "{class_path: lightning_rs.networks.DnCNN, init_args: {depth: 3, width: 4}}"
+    parts = f"{{denoiser: {dncnn}, classifier: digits_cnn}}"
+    words = ("--model=DenoiserTraining", "--model.network=denoised", f"--model.network_args={parts}")
+    assert run("fit", *words, "--trainer.max_epochs=1", "--trainer.callbacks=[]", "--certifier=null") == 0
+    checkpoint = next(Path("runs/checkpoints").glob("*.ckpt"))
+    assert run("certify", "--ckpt_path", checkpoint, *FEW, "--records=r.jsonl") == 0
+    header, _ = read_records(here / "r.jsonl")
+    assert header.informative["model"]["network_args"]["sigma"] == header.binding["noise"]["sigma"] == 0.25
+    assert header.informative["model"]["network_args"]["denoiser"]["init_args"] == {"depth": 3, "width": 4}

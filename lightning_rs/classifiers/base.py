@@ -80,7 +80,7 @@ class BaseClassifier(pl.LightningModule, ABC):
     def __init__(
         self,
         network: str = "digits_cnn",
-        network_args: dict[str, Any] | None = None,
+        network_args: dict | None = None,  # not dict[str, Any]: jsonargparse would build the modules that it names
         noise: Noise | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | Literal["cosine"] | None = "cosine",
