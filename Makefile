@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= 2
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test lint slow clean
+.PHONY: setup demo test lint slow docs clean
 
 setup: $(VENV)/.installed
 
@@ -35,5 +35,9 @@ test: lint
 slow: setup
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m slow
 
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache
