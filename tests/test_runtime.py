@@ -238,7 +238,7 @@ class TestProbe:
                 return self.net(x) / (x.mean((1, 2, 3)) < 50)[:, None]
 
         session = Certifier(n0=10, n=200, runtime=Runtime(threads=threads)).session(
-            FailsOnBright(), GaussianNoise(0.1), SHAPE
+            FailsOnBright(), GaussianNoise(0.1), SHAPE, domain=(0.0, 100.0)
         )
         assert len(list(session.certify(images(2)))) == 2
         bright = torch.full((1, *SHAPE), 100.0)
