@@ -12,12 +12,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+from torch.utils.data import DataLoader
 
 from lightning_rs.attacks import Attacker, AttackRecord
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming
 from lightning_rs.classifiers.base import BaseClassifier
-from lightning_rs.data.base import ImageDataModule
+from lightning_rs.data.own import as_datamodule, is_data
 from lightning_rs.networks.files import reason_not_loaded
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
@@ -65,7 +66,7 @@ class Trainer(pl.Trainer):
     def certify(
         self,
         model: BaseClassifier,
-        datamodule: ImageDataModule,
+        datamodule: Any,
         certifier: Certifier | None = None,
         ckpt_path: str | Path | None = None,
         records: str | Path | None = None,
@@ -79,7 +80,10 @@ class Trainer(pl.Trainer):
 
         Args:
             model: the classifier.
-            datamodule: declares the certification subset (``certify_split``, ``skip``, ``max``, ``indices``).
+            datamodule: declares the certification subset (``certify_split``, ``skip``, ``max``, ``indices``); or a
+                plain LightningDataModule, a Dataset or a pair of tensors (images, labels), of which all is certified
+                and whose classes, domain and grid are the model's unless they say their own
+                (``lightning_rs.data.OwnData``).
             certifier: certificates, n0, n, alpha, seed, runtime, budget; default: the usual certificate of the noise
                 with n = 100,000.
             ckpt_path: checkpoint to load, or a shipped one's name; "best" and "last" as in Lightning; None certifies
@@ -102,6 +106,7 @@ class Trainer(pl.Trainer):
             raise ValueError(f"check must lie in (0, 1], got {check!r}")
         ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
         check_checkpoint(ckpt_path)
+        datamodule = as_datamodule(datamodule, model)
         stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard), preview)
         with self._smoothing(stage):
             super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
@@ -114,7 +119,7 @@ class Trainer(pl.Trainer):
     def attack(
         self,
         model: BaseClassifier,
-        datamodule: ImageDataModule,
+        datamodule: Any,
         records: str | Path,
         attacker: Attacker | None = None,
         ckpt_path: str | Path | None = None,
@@ -130,7 +135,7 @@ class Trainer(pl.Trainer):
 
         Args:
             model: the classifier.
-            datamodule: where the images come from; which of them, the records say.
+            datamodule: where the images come from, as for :meth:`certify`; which of them, the records say.
             records: record file of :meth:`certify`.
             attacker: which attacks, how many votes; None: the usual attacks of the noise.
             ckpt_path: checkpoint that made the records.
@@ -147,6 +152,7 @@ class Trainer(pl.Trainer):
         """
         ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
         check_checkpoint(ckpt_path)
+        datamodule = as_datamodule(datamodule, model)
         stage = AttackStage(attacker, datamodule, records, out, _parse_shard(shard), certificate, allow_noise_mismatch)
         loop = self.predict_loop
         before, loop.inference_mode = loop.inference_mode, False  # nothing inside can undo inference mode
@@ -157,6 +163,33 @@ class Trainer(pl.Trainer):
                 return stage.finish(self)
         finally:
             loop.inference_mode = before
+
+    def fit(
+        self,
+        model: Any,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: Any = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+    ) -> None:
+        """Train, as pytorch_lightning does; data sets and pairs of tensors (images, labels) can stand for loaders.
+
+        Args:
+            model: the classifier.
+            train_dataloaders: loaders, or a Dataset or a pair of tensors.
+            val_dataloaders: the same; with tensors or a Dataset for training, None holds out a tenth of it.
+            datamodule: data module, instead of both.
+            ckpt_path: checkpoint from which the training goes on.
+            weights_only: load tensors and plain values only; see pytorch_lightning.
+        """
+        plain = is_data(train_dataloaders) and not isinstance(train_dataloaders, DataLoader)
+        if isinstance(model, BaseClassifier) and datamodule is None and plain:
+            datamodule = as_datamodule(train_dataloaders, model, "train", val_dataloaders)
+            train_dataloaders = val_dataloaders = None
+        elif is_data(datamodule):
+            datamodule = as_datamodule(datamodule, model, "train")
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
 
     def predict(
         self,
@@ -191,7 +224,10 @@ class Trainer(pl.Trainer):
             "ckpt_path": None if ckpt_path is None else checkpoint_path(ckpt_path),
             "weights_only": weights_only,
         }
-        if not (isinstance(datamodule, ImageDataModule) and isinstance(model, BaseClassifier)):
+        theirs = isinstance(dataloaders, pl.LightningDataModule) or is_data(dataloaders)
+        if isinstance(model, BaseClassifier) and (datamodule is not None or theirs):
+            datamodule = as_datamodule(dataloaders if datamodule is None else datamodule, model)
+        else:
             return super().predict(model, dataloaders, datamodule, **kwargs)
         check_checkpoint(kwargs["ckpt_path"])
         stage = PredictionStage(certifier, datamodule)

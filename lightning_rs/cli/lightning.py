@@ -23,6 +23,7 @@ from lightning_rs.cli.mistakes import meant
 from lightning_rs.cli.runs import continue_logging, drop_what_is_empty, own_folder, restore_folder, run_of
 from lightning_rs.cli.words import told, whole_numbers_in_files, with_whole_numbers
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.data.own import as_datamodule
 from lightning_rs.loggers import prepare_loggers, run_directory, summary
 from lightning_rs.networks.checkpoints import unnamed_network
 from lightning_rs.records import Certification
@@ -65,7 +66,7 @@ class SmoothingCLI(LightningCLI):
     def __init__(self, args: ArgsType = None) -> None:
         super().__init__(
             model_class=BaseClassifier,
-            datamodule_class=ImageDataModule,
+            datamodule_class=pl.LightningDataModule,
             trainer_class=Trainer,
             save_config_callback=RunConfig,
             save_config_kwargs={"save_to_log_dir": False},
@@ -166,8 +167,14 @@ class SmoothingCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Instantiate; the model remembers its data, for the checkpoint."""
-        super().instantiate_classes()
         assert self.subcommand is not None
+        # As Lightning's, with plain data modules wrapped before the model is linked to them.
+        own = [(_own_data, pl.LightningDataModule, True)]
+        self.config_init = self.parser.instantiate(self.config, instantiators=own)
+        self.datamodule = self._get(self.config_init, "data")
+        self.model = self._get(self.config_init, "model")
+        self._add_configure_optimizers_method_to_model(self.subcommand)
+        self.trainer = cast(Trainer, self.instantiate_trainer())
         config = self.config[self.subcommand]
         if self.subcommand in _FROM_CHECKPOINT and config.get("ckpt_path") is None and not config.get("untrained"):
             raise ValueError(
@@ -282,6 +289,11 @@ class SmoothingCLI(LightningCLI):
         if self.trainer.is_global_zero and records:
             noise = self.certifier.noise if self.certifier is not None and self.certifier.noise else self.model.noise
             print(f"{summary(records, noise)}\nrecords: {path}\nreport:  python -m lightning_rs report {path}")
+
+
+def _own_data(kind: type[Any], *args: Any, **kwargs: Any) -> ImageDataModule:
+    """Build a data module; a plain one of Lightning's is wrapped, and asked for what certification needs."""
+    return as_datamodule(kind(*args, **kwargs))
 
 
 def _named(words: list[str]) -> list[str]:

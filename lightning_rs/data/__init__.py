@@ -12,5 +12,7 @@ from lightning_rs.data.imagenet import ImageNet as ImageNet
 from lightning_rs.data.mnist import MNIST as MNIST
 from lightning_rs.data.mnist import MNISTPCA as MNISTPCA
 from lightning_rs.data.mnist import FashionMNIST as FashionMNIST
+from lightning_rs.data.own import OwnData as OwnData
+from lightning_rs.data.own import as_datamodule as as_datamodule
 from lightning_rs.data.svhn import SVHN as SVHN
 from lightning_rs.data.toy import SwissRoll as SwissRoll
