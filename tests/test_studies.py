@@ -244,7 +244,7 @@ def test_k_ablation_of_records(tmp_path):
     lines = ["idx\tlabel\tpredict\tradius\tcorrect\ttime"]
     lines += [
         f"{i}\t1\t{p}\t{r}\t{int(p == 1)}\t0:00:01"
-        for i, (p, r) in enumerate([(1, 0.5), (1, 0.9), (2, 2.0), (-1, 0.0)])
+        for i, (p, r) in enumerate([(1, 0.502), (1, 0.902), (2, 1.102), (-1, 0.0)])
     ]
     table.write_text("\n".join(lines) + "\n")
     import_tsv(

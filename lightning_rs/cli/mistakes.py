@@ -71,7 +71,11 @@ def _names(package: Any) -> list[str]:
 
 def _parameters(owners: Iterable[Any]) -> set[str]:
     kinds = [kind for owner in owners for kind in ([owner] if inspect.isclass(owner) else _classes(owner))]
-    return {name for kind in kinds for name in inspect.signature(kind).parameters}
+    # Of __init__, because a class that has a __new__ shows the arguments of that.
+    initials: list[Any] = [
+        vars(base)["__init__"] for kind in kinds for base in kind.__mro__ if "__init__" in vars(base)
+    ]
+    return {name for each in initials if inspect.isfunction(each) for name in inspect.signature(each).parameters}
 
 
 def _classes(package: Any) -> list[type]:
