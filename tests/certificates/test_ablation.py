@@ -150,6 +150,17 @@ def test_all_subsets_are_equally_likely() -> None:
     assert chisquare(counts.numpy()).pvalue > 1e-4
 
 
+def test_rows_whose_choice_is_not_unique_draw_again() -> None:
+    noise, keys = AblationNoise(2, shape=(1, 2, 2)), torch.tensor([[5, 1, 5, 9], [7, 7, 7, 7], [1, 1, 2, 3]])
+    found = noise._smallest(keys, torch.Generator().manual_seed(0))
+    assert sorted(found[2].tolist()) == [0, 1]  # kept as it was: the tie is between two that are kept
+    assert (keys[:2] > 100).all()
+    assert found.tolist() == [row.argsort()[:2].tolist() for row in keys[:2]] + [found[2].tolist()]
+    whole = torch.empty(3, 4)
+    AblationNoise(4, shape=(1, 2, 2)).draw_(whole)
+    assert (whole == 1).all()
+
+
 def test_a_dropped_pixel_is_no_colour() -> None:
     x = torch.tensor([0.0, 0.25, 1.0, NULL]).view(1, 1, 2, 2)
     assert NullCoding()(x).flatten(2).tolist() == [[[0.0, 0.25, 1.0, 0.0], [1.0, 0.75, 0.0, 0.0]]]
