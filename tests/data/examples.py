@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 from torchvision import datasets
 
 from lightning_rs import data
@@ -15,6 +17,14 @@ from tests.data import formats
 
 Make = Callable[..., ImageDataModule]
 Write = Callable[[Path, pytest.MonkeyPatch], Any]
+
+
+def pair(count: int, seed: int) -> TensorDataset:
+    """Return 8-bit images and labels of three classes in memory."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 1, 8, 8), generator=generator) / 255
+    return TensorDataset(images, torch.arange(count) % 3)
+
 
 # name: (class, arguments, writer of its files)
 EXAMPLES: dict[str, tuple[Make, dict[str, Any], Write]] = {
@@ -49,8 +59,21 @@ EXAMPLES: dict[str, tuple[Make, dict[str, Any], Write]] = {
         lambda root, patch: formats.write_folder(root, formats.folder_images()),
     ),
     "swiss_roll": (data.SwissRoll, {"train_size": 100, "test_size": 40, "val_size": 20}, lambda root, patch: None),
+    "own": (
+        data.OwnData,
+        {
+            "train": pair(60, 0),
+            "test": pair(40, 1),
+            "val_size": 20,
+            "num_classes": 3,
+            "domain": (0.0, 1.0),
+            "grid": 255,
+            "name": "own",
+        },
+        lambda root, patch: None,
+    ),
 }
-EMBEDDED = ("digits", "swiss_roll")
+EMBEDDED = ("digits", "swiss_roll", "own")
 
 
 def build(name: str, root: Path, **changes: Any) -> ImageDataModule:

@@ -12,7 +12,7 @@ import torch
 
 from lightning_rs import data
 from lightning_rs.data import ImageDataModule
-from tests.data.examples import EMBEDDED, EXAMPLES, build
+from tests.data.examples import EXAMPLES, build
 
 
 def test_every_data_module_has_an_example() -> None:
@@ -127,7 +127,8 @@ def test_description_is_plain_and_reproducible(example: str, tmp_path: Path) -> 
     assert described["subset"] == {"skip": 3, "max": 2, "indices": None, "size": 2}
     assert described["size"] == len(module.dataset("test"))
     assert str(tmp_path.parent) not in json.dumps(described)  # no private paths in published records
-    assert described["root"] == ("scikit-learn" if example in EMBEDDED else tmp_path.name)
+    places = {"own": None} | dict.fromkeys(("digits", "swiss_roll"), "scikit-learn")  # tensors have no place
+    assert described["root"] == places.get(example, tmp_path.name)
 
 
 def test_shuffling_and_augmentation_follow_lightnings_seed(module: ImageDataModule) -> None:
