@@ -45,11 +45,13 @@ def certificates(shape: tuple[int, ...]) -> dict[str, list[Certificate]]:
 
 def one_image(session: Session, image: torch.Tensor) -> Callable[[int], int]:
     """Return the certification of one image from its selected class on: evidence, bounds and radii."""
-    chosen = Selection(np.zeros(1, dtype=np.int64), np.ones(1, dtype=np.int64), None)
+    chosen = Selection.known([0], [1])
 
     def work(samples: int) -> int:
         samples += samples % 2
-        outcome = FixedSamples().run(replace(session.task, n=samples), Group(image, [0]), chosen)
+        outcome = FixedSamples().run(
+            replace(session.task, setting=replace(session.setting, n=samples)), Group(image, [0]), chosen
+        )
         return int(outcome.used.sum())
 
     return work
@@ -65,7 +67,7 @@ def solving(own: Sequence[Certificate], shape: tuple[int, ...], images: int) -> 
         Votes: Votes.of(np.stack([hits, N - hits], axis=1)),
         GradientSums: GradientSums(halves, torch.from_numpy(top), N // 2, (N // 2, N // 2), None),
     }
-    setting = Setting(GaussianNoise(SIGMA), 0.001, N, top, top + 1, shape)
+    setting = Setting(GaussianNoise(SIGMA), 0.001, N, shape, selection=Selection(top, top + 1))
     start = time.perf_counter()
     for certificate in own:
         certificate.certify(evidence, setting)

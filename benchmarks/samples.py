@@ -36,6 +36,7 @@ from lightning_rs.networks import build_network
 from lightning_rs.noise.base import Noise, noise_from_dict
 from lightning_rs.records import read_records
 from lightning_rs.session import Session
+from lightning_rs.setting import Setting
 from lightning_rs.statistics.sequential import StagedClopperPearson
 
 IntArray = NDArray[np.int64]
@@ -72,8 +73,9 @@ class Replay:
         purpose: str,
         n: int,
         kinds: object,
-        top: object = None,
+        selection: Selection | None = None,
         part: int = 0,
+        outcomes: object = None,
     ) -> dict[type[Evidence], Evidence]:
         """Return the counts of one part for some of the images."""
         counts = self._parts[part][[self._row[int(i)] for i in indices]]
@@ -115,8 +117,7 @@ def select(session: Session, some: Images) -> Selection:
     certifier = session.certifier
     found = session.sampler.collect(some.images, some.indices, "selection", certifier.n0, [Votes])[Votes]
     assert isinstance(found, Votes)
-    ranked = np.argsort(-found.counts, axis=1, kind="stable")
-    return Selection(ranked[:, 0], ranked[:, 1], found.counts)
+    return Selection.of(found.counts)
 
 
 def draw_stages(session: Session, some: Images, budget: StagedSamples) -> list[IntArray]:
@@ -168,7 +169,7 @@ def recorded(path: Path) -> tuple[Task, Group, Selection, list[IntArray]]:
     replay: Any = Replay(indices, parts)
     top, runner_up = (np.array([getattr(r, name) for r in records]) for name in ("top", "runner_up"))
     noise, shape = noise_from_dict(header.binding["noise"]), tuple(header.binding["shape"])
-    task = Task(replay, "estimation", (GaussianL2(),), noise, n, alpha, shape)
+    task = Task(replay, "estimation", (GaussianL2(),), Setting(noise, alpha, n, shape))
     labels = [int(record.label or 0) for record in records]
     return task, Group(torch.zeros(len(records), 1), indices, labels), Selection(top, runner_up, None), parts
 
@@ -177,8 +178,9 @@ def staged_curve(
     task: Task, group: Group, selection: Selection, parts: Sequence[IntArray], tolerances: Sequence[float]
 ) -> list[Row]:
     """Replay fixed n and the staged budget at each tolerance on one set of counts."""
-    certificate, n, labels = task.certificates[0], task.n, group.labels or []
-    radii = certificate.certify({Votes: Votes.of(sum(parts, np.zeros_like(parts[0])))}, task.setting(selection, n=n))
+    certificate, n, labels = task.certificates[0], task.setting.n, group.labels or []
+    setting = replace(task.setting, selection=selection)
+    radii = certificate.certify({Votes: Votes.of(sum(parts, np.zeros_like(parts[0])))}, setting)
     used = np.full(len(labels), n)
     fixed = Outcome({certificate.name: radii}, parts[0], n, used)
     best = average_radius(fixed, labels)
@@ -186,7 +188,7 @@ def staged_curve(
     for tolerance in tolerances:
         outcome = StagedSamples(tolerance).run(task, group, selection)
         rows.append(_staged_row(f"staged, tolerance {tolerance:g}", outcome, average_radius(outcome, labels), best, n))
-    return [{"sigma": task.noise.sigma, **row} for row in rows]
+    return [{"sigma": task.setting.noise.sigma, **row} for row in rows]
 
 
 def _staged_row(name: str, outcome: Outcome, radius: float, best: float, n: int) -> Row:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, final
+from types import MappingProxyType
+from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
@@ -118,6 +119,16 @@ class Evidence(ABC):
     def merge(self, other: Self) -> None:
         """Add what another accumulator saw on other samples of the same images."""
 
+    @property
+    def raw_counts(self) -> IntArray | None:
+        """How often each class was answered, (B, C), where this evidence knows: records keep it."""
+        return None
+
+    @property
+    def facts(self) -> dict[str, list[Any]]:
+        """What else records keep, by name, one value an image."""
+        return {}
+
 
 class Votes(Evidence):
     """Class counts of independent noisy copies: ``counts`` has shape (B, C)."""
@@ -150,6 +161,16 @@ class Votes(Evidence):
     def counts(self) -> IntArray:
         """Class counts, shape (B, C)."""
         return self._counts.cpu().numpy()
+
+    @property
+    def raw_counts(self) -> IntArray:
+        """The counts."""
+        return self.counts
+
+    @property
+    def doubtful(self) -> IntArray:
+        """Number of votes that were counted although they lie inside the margin, shape (B,)."""
+        return np.zeros(len(self._counts), dtype=np.int64)
 
 
 class EnumeratedVotes(Votes):
@@ -191,6 +212,11 @@ class EnumeratedVotes(Votes):
     def doubtful(self) -> IntArray:
         """Number of outcomes inside the margin, shape (B,)."""
         return self._doubtful.cpu().numpy()
+
+    @property
+    def facts(self) -> dict[str, list[Any]]:
+        """The number of doubtful outcomes."""
+        return {"doubtful": self.doubtful.tolist()}
 
 
 class PairVotes(Evidence):
@@ -241,6 +267,22 @@ class PairVotes(Evidence):
     def exactly_one(self) -> IntArray:
         """Pairs in which exactly one member has the class, shape (B, C)."""
         return self._one.cpu().numpy()
+
+    @property
+    def raw_counts(self) -> IntArray:
+        """Votes of both members."""
+        return 2 * self.both + self.exactly_one
+
+    @property
+    def facts(self) -> dict[str, list[Any]]:
+        """The counts of pairs."""
+        return {"both": self.both.tolist(), "exactly_one": self.exactly_one.tolist()}
+
+
+#: The votes that are kept from every pass of a scheme: they make records recomputable.
+RAW_VOTES: Mapping[Scheme, type[Evidence]] = MappingProxyType(
+    {"iid": Votes, "antithetic": PairVotes, "enumerated": EnumeratedVotes}
+)
 
 
 class GradientSums(Evidence):

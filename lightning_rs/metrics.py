@@ -95,7 +95,7 @@ def clean_accuracy(certifications: Iterable[Certification]) -> float:
 
 
 def _radius_sum(certifications: Iterable[Certification]) -> tuple[float, int]:
-    with_radius = [c for c in _labelled(certifications) if c.mode != "decision"]
+    with_radius = [c for c in _labelled(certifications) if c.has_radius]
     # fsum does not depend on the order of the images.
     return math.fsum(c.radius for c in with_radius if c.correct), len(with_radius)
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_rs.budgets import Group, Outcome, Selection, Task
-from lightning_rs.certificates.base import ABSTAIN, Certificate, TopVoteCertificate
+from lightning_rs.budgets import Group, Outcome, Task
+from lightning_rs.certificates.base import ABSTAIN, Certificate, TopVoteCertificate, at, read
 from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.checks import check_alpha, check_choice
 from lightning_rs.engine.calibration import calibration_rows
@@ -25,9 +25,9 @@ from lightning_rs.engine.streams import Purpose, fresh_seed
 from lightning_rs.evidence import EnumeratedVotes, Votes
 from lightning_rs.networks.behaviour import behaviour
 from lightning_rs.networks.checkpoints import state_dict_sha256
-from lightning_rs.noise.base import Domain, EnumeratedNoise, Noise, noise_to_dict
-from lightning_rs.noise.lattice import LatticeNoise
+from lightning_rs.noise.base import Domain, Noise, noise_to_dict
 from lightning_rs.records import Certification
+from lightning_rs.setting import Selection, Setting
 from lightning_rs.statistics.binomial import top_class_p_value
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ _PURPOSES: dict[Stage, tuple[Purpose, Purpose]] = {
 }
 # Images are certified in groups of about this many samples: records appear early, micro-batches stay full.
 _GROUP_SAMPLES = 1 << 15
+# Micro-batches that images handed over together should fill at least: one in 15 runs again, rounded up at the end.
+_SHARED_MICRO_BATCHES = 32
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,41 @@ class Session:
         if exact and certifier.runtime.stochastic_network:
             raise ValueError(f"stochastic_network must be False for the exact certificate {exact[0]}, got True")
         self.certifier = certifier
-        self.noise = noise
         self.domain = domain
         self.grid = grid
         self.stage = stage
         self.purposes = _PURPOSES[stage]
         self.classifier = state_dict_sha256(network)
-        self.probed: Probe | None = None
         self._network = network
         where = device if device is not None else _device_of(network)
         self.prepared = certifier.runtime.prepare(network, tuple(shape), where, micro_batch)
+        # On a lattice, unless a certificate needs floating point.
+        rounds = grid is not None or all(certificate.rounds for certificate in certifier.certificates)
+        self.lattice = noise.on_lattice(grid) if rounds else None
+        self.setting = Setting(
+            noise,
+            self._level(certifier.alpha, certifier.n),
+            noise.outcomes or certifier.n,
+            tuple(shape),
+            lattice=None if self.lattice is None else self.lattice.lattice,
+        )
+        self._engage(on_samples)
+
+    def _engage(self, on_samples: Callable[[int], None] | None) -> None:
+        """Provide what the size of a micro-batch decides."""
+        certifier, noise = self.certifier, self.noise
         if certifier.runtime.precision == "int8":
-            self.prepared.calibrate(calibration_rows(self.prepared, network, noise))
-        self.lattice = self._on_lattice()
+            self.prepared.calibrate(calibration_rows(self.prepared, self._network, noise))
         self.sampler = Sampler(
             self.prepared, noise, self.classifier, certifier.seed, on_samples, certifier.n, self.lattice
         )
-        self.task = Task(
-            self.sampler,
-            self.purposes[1],
-            certifier.certificates,
-            noise,
-            certifier.n,
-            self._level(certifier.alpha, certifier.n),
-            tuple(shape),
-            None if self.lattice is None else self.lattice.lattice,
-        )
+        self.task = Task(self.sampler, self.purposes[1], certifier.certificates, self.setting)
+        self.probed: Probe | None = None
+
+    def resize(self, micro_batch: int) -> None:
+        """Run micro-batches of another size from now on: another runtime, to be probed again."""
+        self.prepared.resize(self._network, micro_batch)
+        self._engage(self.sampler.on_samples)
 
     def describe(self) -> dict[str, Any]:
         """Return everything that binds the records of this session, as plain values.
@@ -129,11 +140,16 @@ class Session:
         }
 
     @property
+    def noise(self) -> Noise:
+        """The law of the noisy copies."""
+        return self.setting.noise
+
+    @property
     def arithmetic(self) -> str:
         """What is exact in a statement of this session, and which images it speaks of."""
         if self.lattice is None:
             return self.noise.arithmetic
-        stated = self.lattice.statement(self.certifier.n, self._dim)
+        stated = self.lattice.statement(self.setting.n, self._dim)
         if self.lattice.lattice.grid is not None:
             return stated
         return f"{stated}; images are rounded to a lattice, which is taken off the radius"
@@ -141,19 +157,11 @@ class Session:
     @property
     def _spoken(self) -> dict[str, str]:
         """What every record repeats, so that its sentence is whole."""
-        return {} if isinstance(self.noise, EnumeratedNoise) else {"arithmetic": self.arithmetic}
+        return {"arithmetic": self.arithmetic} if self.arithmetic else {}
 
     @property
     def _dim(self) -> int:
         return int(np.prod(self.prepared.shape))
-
-    def _on_lattice(self) -> LatticeNoise | None:
-        """Return the noise in whole numbers, unless it or a certificate needs floating point."""
-        if isinstance(self.noise, EnumeratedNoise):
-            return None
-        if self.grid is None and not all(certificate.rounds for certificate in self.certifier.certificates):
-            return None
-        return self.noise.on_lattice(self.grid)
 
     def _level(self, alpha: float, n: int) -> float:
         """Return what is left of alpha after the error of the noise law in n samples."""
@@ -162,7 +170,7 @@ class Session:
     def _describe_lattice(self) -> dict[str, Any] | None:
         if self.lattice is None:
             return None
-        spent = self.lattice.spent(self.certifier.n, self._dim)
+        spent = self.lattice.spent(self.setting.n, self._dim)
         return {**self.lattice.describe(), "alpha_noise": spent, "arithmetic": self.arithmetic}
 
     @cached_property
@@ -241,31 +249,21 @@ class Session:
         if self.probed is None and len(images):
             self.probe(images)
         entropy = fresh_seed() if seed is None else int(seed)
-        sampler = Sampler(self.prepared, self.noise, self.classifier, entropy, self.sampler.on_samples, n, self.lattice)
-        sampler.tolerance = self.sampler.tolerance
-        if sampler.rechecks is not None and self.probed is not None:
-            sampler.rechecks.scale = self.probed.scale
-        exact = isinstance(self.noise, EnumeratedNoise)
-        kind: type[Votes] = EnumeratedVotes if exact else Votes
-        evidence = sampler.collect(images, range(len(images)), "prediction", n, [kind])[kind]
-        assert isinstance(evidence, Votes)
+        sampler = self.sampler.named(entropy, n)
+        votes = read(sampler.collect(images, range(len(images)), "prediction", n, [self._votes]), self._votes)
         self.prepared.check_finite()
-        counts = evidence.counts
-        top, second = _top_two(counts)
-        rows = np.arange(len(counts))
-        runner = counts[rows, second] if counts.shape[1] > 1 else np.zeros(len(counts), dtype=np.int64)
-        doubt = self._doubt(sampler, evidence)
-        sure, against = np.maximum(counts[rows, top] - doubt, 0), runner + doubt
-        if exact:
+        counts, chosen = votes.counts, Selection.of(votes.counts)
+        doubt = self._doubt(sampler, votes)
+        sure, against = np.maximum(at(counts, chosen.top) - doubt, 0), at(counts, chosen.runner_up) + doubt
+        if self.noise.outcomes is not None:
             p_value = np.where((doubt == 0) | (sure > against), 0.0, 1.0)
         else:
             p_value = np.where(sure >= against, top_class_p_value(np.maximum(sure, against), against), 1.0)
-        return Predictions(np.where(p_value <= level, top, ABSTAIN), p_value, counts, entropy)
+        return Predictions(np.where(p_value <= level, chosen.top, ABSTAIN), p_value, counts, entropy)
 
     def _doubt(self, sampler: Sampler, evidence: Votes) -> IntArray:
         """Return how many votes of each image, (B,), rounding could turn: all, where more moved than was probed."""
-        total = evidence.counts.sum(axis=1)
-        doubt = evidence.doubtful if isinstance(evidence, EnumeratedVotes) else np.zeros_like(total)
+        total, doubt = evidence.counts.sum(axis=1), evidence.doubtful
         if sampler.rechecks is None:
             return doubt
         sampler.rechecks.settle()
@@ -333,22 +331,29 @@ class Session:
     @property
     def samples_per_image(self) -> int:
         """Selection and estimation samples an image, at most."""
-        if isinstance(self.noise, EnumeratedNoise):
-            return self.noise.size
         certifier = self.certifier
-        return certifier.n0 + certifier.n * len(certifier.schemes)
+        selected = 0 if self.noise.outcomes else certifier.n0
+        return selected + self.setting.n * len(certifier.schemes)
+
+    @property
+    def _votes(self) -> type[Votes]:
+        return Votes if self.noise.outcomes is None else EnumeratedVotes
 
     def measure(self, images: Tensor, seconds: float = 0.5) -> float:
         """Return the samples a second that the engine reaches on these images, timed for about ``seconds``."""
-        kind: type[Votes] = EnumeratedVotes if isinstance(self.noise, EnumeratedNoise) else Votes
         n, rate, start = self.prepared.micro_batch, 0.0, time.perf_counter()
         while time.perf_counter() - start < seconds:
             begin = time.perf_counter()
-            votes = self.sampler.collect(images[:1], [0], "probe", n, [kind])[kind]
-            assert isinstance(votes, Votes)
+            votes = read(self.sampler.collect(images[:1], [0], "probe", n, [self._votes]), self._votes)
             rate = max(rate, int(votes.counts.sum()) / (time.perf_counter() - begin))
             n *= 2
         return rate
+
+    @property
+    def images_at_once(self) -> int:
+        """How many images to hand over at once, so that what runs again for each costs few micro-batches for all."""
+        fewest = self.certifier.budget.fewest(self.setting.n)
+        return -(-_SHARED_MICRO_BATCHES * self.prepared.micro_batch // fewest)
 
     def _group_size(self, images: int) -> int:
         wanted = max(_GROUP_SAMPLES, 8 * self.prepared.micro_batch)
@@ -401,12 +406,9 @@ class Session:
     def _select(self, group: Group) -> Selection:
         needed = [c for c in self.certifier.certificates if not c.exact]
         if not needed:
-            none = np.full(len(group.images), ABSTAIN, dtype=np.int64)
-            return Selection(none, none, None)
-        votes = self.sampler.collect(group.images, group.indices, self.purposes[0], self.certifier.n0, [Votes])[Votes]
-        assert isinstance(votes, Votes)
-        top, runner_up = _top_two(votes.counts)
-        return Selection(top, runner_up, votes.counts)
+            return Selection.none(len(group.images))
+        found = self.sampler.collect(group.images, group.indices, self.purposes[0], self.certifier.n0, [Votes])
+        return Selection.of(read(found, Votes).counts)
 
     def _record(self, group: Group, selection: Selection, outcome: Outcome, row: int) -> Certification:
         first, *others = self.certifier.certificates
@@ -468,9 +470,3 @@ def _whole_numbers(
     if fractional:
         raise ValueError(f"{name} must be whole numbers, got {fractional[0]!r}")
     return [int(value) for value in listed]
-
-
-def _top_two(counts: IntArray) -> tuple[IntArray, IntArray]:
-    """Return the classes of the largest and second largest count; ties go to the lower index."""
-    ranked = np.argsort(-counts, axis=1, kind="stable")
-    return ranked[:, 0], ranked[:, min(1, counts.shape[1] - 1)]

@@ -18,7 +18,7 @@ from lightning_rs.engine.streams import Streams
 from lightning_rs.networks import build_network
 from lightning_rs.networks.checkpoints import state_dict_sha256
 from lightning_rs.networks.weights import load_safetensors, read_own_checkpoint, save_safetensors
-from lightning_rs.noise.base import Domain, EnumeratedNoise, Noise, noise_from_dict, noise_to_dict
+from lightning_rs.noise.base import Domain, Noise, noise_from_dict, noise_to_dict
 from lightning_rs.records import Certification
 from lightning_rs.session import Predictions, Session, image_shape
 
@@ -109,8 +109,8 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         """Return the noise at work as the law draws it, (m, dim), float32: the same until :meth:`renew`."""
         generator = torch.Generator(device=device)
         Streams(self.seed, "soft vote", "attack").seed_(generator, 0, self._drawn, 0)
-        if isinstance(self.noise, EnumeratedNoise):
-            size = self.noise.size
+        size = self.noise.outcomes
+        if size is not None:
             chosen = torch.randperm(size, generator=generator, device=device)[: min(self.copies, size)]
             return chosen.float()[:, None].expand(-1, dim)
         drawn = torch.empty(self.copies, dim, device=device)

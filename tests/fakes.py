@@ -94,9 +94,9 @@ def _supported(record: Certification, binding: dict[str, Any]) -> bool:
 
 def _decided(record: Certification, header: Header) -> Certification:
     """Return the decision with votes that make it."""
-    binding, nobody = header.binding, np.zeros(1, dtype=np.int64)
+    binding = header.binding
     sigma, n, classes = binding["noise"]["sigma"], record.n, len(record.counts)
-    setting = Setting(GaussianNoise(sigma), record.alpha, n, nobody, nobody, tuple(binding["shape"]))
+    setting = Setting(GaussianNoise(sigma), record.alpha, n, tuple(binding["shape"]))
     assert record.target is not None
     threshold = GaussianL2().threshold(record.target, setting)
     rule = DecisionRule(threshold, record.alpha, n, None)

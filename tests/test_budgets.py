@@ -27,6 +27,7 @@ from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.records import Certification
+from lightning_rs.setting import Selection
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, randomized_clopper_pearson_tail
 from lightning_rs.statistics.sequential import StagedClopperPearson
 from tests.helpers import HalfSpace
@@ -205,7 +206,7 @@ def test_one_stage_is_fixed_sampling() -> None:
 
 
 def setting(noise: Noise) -> Setting:
-    return Setting(noise, 0.01, 100, np.array([1]), np.array([0]), (3,))
+    return Setting(noise, 0.01, 100, (3,), selection=Selection(np.array([1]), np.array([0])))
 
 
 def test_looks_are_the_same_for_every_image_and_end_at_n() -> None:

@@ -64,6 +64,7 @@ from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLinfNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
+from lightning_rs.setting import Selection
 from tests.helpers import HalfSpace
 
 SHAPE = (3, 2, 2)
@@ -206,7 +207,7 @@ def evidence(hits: NDArray[np.int64], n: int = N, slope: float = 0.0) -> dict[ty
 
 def setting(noise: Noise, images: int, alpha: float = 0.001, n: int = N) -> Setting:
     top = np.ones(images, dtype=np.int64)
-    return Setting(noise, alpha, n, top, np.zeros_like(top), SHAPE)
+    return Setting(noise, alpha, n, SHAPE, selection=Selection(top, np.zeros_like(top)))
 
 
 def radii(
@@ -463,7 +464,7 @@ def test_through_the_engine_and_back_from_its_record(certificate: Certificate, n
         assert record.radii == {certificate.name: record.radius}
     if certificate.votes_only:
         votes = {Votes: Votes.of(np.array([record.counts for record in records]))}
-        again = recomputed(certificate, votes, noise, records[0].n, session.task.alpha)
+        again = recomputed(certificate, votes, noise, records[0].n, session.setting.alpha)
         if session.lattice is not None:
             again = again.less(np.array([record.bounds["rounding"] for record in records]))
         assert again.radius.tolist() == [record.radius for record in records]
@@ -484,7 +485,7 @@ def recomputed(
     certificate: Certificate, votes: Mapping[type[Evidence], Evidence], noise: Noise, n: int, alpha: float
 ) -> Radii:
     top = np.ones(2, dtype=np.int64)
-    return certificate.certify(votes, Setting(noise, alpha, n, top, np.zeros_like(top), SHAPE))
+    return certificate.certify(votes, Setting(noise, alpha, n, SHAPE, selection=Selection(top, np.zeros_like(top))))
 
 
 def test_enumerated_votes_must_be_complete() -> None:

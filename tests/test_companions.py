@@ -25,6 +25,7 @@ from lightning_rs.certificates.second_order import (
 )
 from lightning_rs.certificates.subspace import ChannelL2, FirstOrderSubspaceL2
 from lightning_rs.evidence import Evidence, GradientSums, Votes
+from lightning_rs.setting import Selection
 from lightning_rs.statistics.binomial import randomized_clopper_pearson_tail
 from lightning_rs.statistics.sequential import anytime_tail_upper
 from tests.test_certificate_contract import GAUSSIAN, bit_equal
@@ -66,7 +67,7 @@ def test_gradient_sums_of_many_coordinates_are_bit_equal_too(
             GradientSums: GradientSums(sums[rows], top, n // 2, (n // 2, n // 2), None),
         }
         zeros = np.zeros(len(rows), dtype=np.int64)
-        return certificate.certify(found, Setting(GAUSSIAN, 0.01, n, zeros, zeros, WIDE))
+        return certificate.certify(found, Setting(GAUSSIAN, 0.01, n, WIDE, selection=Selection(zeros, zeros)))
 
     alone = [certified([row]) for row in range(9)]
     for rows in (list(range(9)), [8, 2, 5], [4, 7]):

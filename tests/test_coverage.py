@@ -435,7 +435,7 @@ class OtherLevel(Certificate):
 
     norm = "l2"
     noises = (GaussianNoise,)
-    evidence: ClassVar[tuple[type[Evidence], ...]] = (Votes,)
+    evidence: tuple[type[Evidence], ...] = (Votes,)
     alpha_split: Mapping[str, float] = {"p_lower": 1.0}
 
     def __init__(self, factor: float) -> None:
@@ -497,14 +497,14 @@ class Peeking(StagedSamples):
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         counts, best = np.zeros((len(group.images), 2), dtype=np.int64), np.zeros(len(group.images))
-        setting = task.setting(selection)
+        setting = dataclasses.replace(task.setting, selection=selection)
         for part in range(5):
             votes = task.sampler.collect(group.images, group.indices, task.purpose, 60, [Votes], part=part)[Votes]
             counts += read({Votes: votes}, Votes).counts
-            tail = clopper_pearson_tail_upper(at(counts, selection.top), 60 * (part + 1), task.alpha)
+            tail = clopper_pearson_tail_upper(at(counts, selection.top), 60 * (part + 1), setting.alpha)
             best = np.maximum(best, gaussian_l2_radius(q_upper=tail, sigma=SIGMA))
         radii = Radii(abstain_at_zero(best, setting.top), best)
-        return Outcome({"GaussianL2": radii}, counts, task.n, np.full(len(best), 300))
+        return Outcome({"GaussianL2": radii}, counts, setting.n, np.full(len(best), 300))
 
 
 class RepeatedTest(DecideRadius):
@@ -513,16 +513,18 @@ class RepeatedTest(DecideRadius):
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         certificate = task.certificates[0]
         assert isinstance(certificate, TopVoteCertificate)
-        threshold = certificate.threshold(self.radius, task.setting(selection))
+        threshold = certificate.threshold(self.radius, task.setting)
         counts = np.zeros((len(group.images), 2), dtype=np.int64)
         ever = np.zeros(len(group.images), dtype=bool)
-        for part, size in enumerate(range(40, task.n + 1, 40)):
+        for part, size in enumerate(range(40, task.setting.n + 1, 40)):
             votes = task.sampler.collect(group.images, group.indices, task.purpose, 40, [Votes], part=part)[Votes]
             counts += read({Votes: votes}, Votes).counts
-            ever |= clopper_pearson_tail_upper(at(counts, selection.top), size, task.alpha) < threshold
+            ever |= clopper_pearson_tail_upper(at(counts, selection.top), size, task.setting.alpha) < threshold
         radii = Radii(np.where(ever, selection.top, -1), np.zeros(len(ever)))
-        used = np.full(len(ever), task.n)
-        return Outcome({"GaussianL2": radii}, counts, task.n, used, ["decided" if e else "undecided" for e in ever])
+        used = np.full(len(ever), task.setting.n)
+        return Outcome(
+            {"GaussianL2": radii}, counts, task.setting.n, used, ["decided" if e else "undecided" for e in ever]
+        )
 
 
 class LuckyDraw(RandomizedBound):
@@ -532,10 +534,11 @@ class LuckyDraw(RandomizedBound):
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         honest = super().run(task, group, selection)
+        setting = dataclasses.replace(task.setting, selection=selection)
         drawn = np.random.default_rng(0).random((20, len(group.images))).min(0)
-        tail = np.maximum(randomized_tail(at(honest.counts, selection.top), task.n, task.alpha, drawn), 1e-9)
+        tail = np.maximum(randomized_tail(at(honest.counts, selection.top), setting.n, setting.alpha, drawn), 1e-9)
         certificate: Any = task.certificates[0]
-        return dataclasses.replace(honest, radii={"GaussianL2": certificate.from_tail(tail, task.setting(selection))})
+        return dataclasses.replace(honest, radii={"GaussianL2": certificate.from_tail(tail, setting)})
 
 
 class Quiet(GaussianNoise):

@@ -41,6 +41,7 @@ from lightning_rs.noise import (
     UniformNoise,
 )
 from lightning_rs.records import Header
+from lightning_rs.setting import Selection
 from tests.helpers import HalfSpace, tiny_cnn
 
 PLAIN = Runtime(micro_batch=64, channels_last=False, fuse=False, fold=False)
@@ -153,8 +154,8 @@ class TestStreams:
         prepared = runtime.prepare(HalfSpace(torch.linspace(-1, 1, 2000)), (2000,), "cpu")
         engine = Sampler(prepared, noise, "c", 0, lattice=noise.on_lattice(grid))
         x = torch.randint(0, 256, (3, 2000), generator=torch.Generator().manual_seed(0))[:images] / 255
-        top = torch.ones(images, dtype=torch.int64)
-        found = engine.collect(x, range(images), "estimation", 300, list(self.KINDS), top=top)
+        chosen = Selection.known([1] * images)
+        found = engine.collect(x, range(images), "estimation", 300, list(self.KINDS), chosen)
         votes, sums = found[Votes], found[GradientSums]
         assert isinstance(votes, Votes)
         assert isinstance(sums, GradientSums)
@@ -191,7 +192,7 @@ class TestGradients:
         step = 1 / lattice.lattice.scale
         network = HalfSpace(axis, offset=11.5 * step)
         engine = Sampler(PLAIN.prepare(network, (6,), "cpu"), noise, "c", seed, lattice=lattice)
-        found = engine.collect(torch.zeros(1, 6), [seed], purpose, n, kinds, top=torch.ones(1, dtype=torch.int64))
+        found = engine.collect(torch.zeros(1, 6), [seed], purpose, n, kinds, Selection.known([1]))
         z = 11.5 * step / self.SIGMA
         return found, float(stats.norm.sf(z)), float(stats.norm.pdf(z))
 
@@ -285,7 +286,9 @@ class TestStatements:
     def test_what_is_left_of_alpha_is_used(self) -> None:
         session, record = self.certify(GaussianNoise(0.25), GaussianL2(), 255)
         spent = session.describe()["lattice"]["alpha_noise"]
-        assert 0 < spent == 0.001 - session.task.alpha or session.task.alpha == pytest.approx(0.001 - spent, rel=1e-15)
+        assert 0 < spent == 0.001 - session.setting.alpha or session.setting.alpha == pytest.approx(
+            0.001 - spent, rel=1e-15
+        )
         assert record.alpha == 0.001
 
     def test_another_lattice_is_another_experiment(self) -> None:

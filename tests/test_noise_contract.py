@@ -275,6 +275,16 @@ def test_copies_are_independent_draws(noise: Noise) -> None:
 
 
 @every
+def test_a_law_says_whether_its_outcomes_are_numbered(noise: Noise) -> None:
+    if isinstance(noise, EnumeratedNoise):
+        assert noise.outcomes == noise.size >= 1
+    else:
+        assert noise.outcomes is None
+        with pytest.raises(NotImplementedError, match="is sampled and has no numbered outcomes"):
+            noise.split(image(noise), torch.zeros(1, dtype=torch.int64), torch.empty(1, DIM))
+
+
+@every
 def test_apply_changes_neither_variates_nor_input_and_fills_all_rows(noise: Noise) -> None:
     x, drawn = image(noise), variates(noise, 30)
     kept_x, kept = x.clone(), drawn.clone()

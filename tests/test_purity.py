@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_rs.budgets import Budget, DecideGridRadius, DecideRadius, FixedSamples, StagedSamples
+from lightning_rs.certificates import Certificate, DeterministicSplittingL1, GaussianL2
 from lightning_rs.certifier import Certifier
 from lightning_rs.engine.runtime import Runtime
+from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
-from tests.helpers import tiny_cnn
+from lightning_rs.noise.splitting import DeterministicSplittingNoise
+from tests.helpers import HalfSpace, tiny_cnn
 
 SHAPE = (2, 6, 6)
 NOISE = GaussianNoise(0.25)
@@ -246,88 +248,6 @@ def test_threads_do_not_see_what_another_keeps_in_the_module(threads: int) -> No
     assert run(threads) == run(1)
 
 
-class Sharing(Impure):
-    """Keeps what it needs where all copies of it, and all threads, find it."""
-
-    kept: dict[str, Tensor] = {}  # noqa: RUF012
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.kept["h"] = x.flatten(1).mean(1)
-        time.sleep(0.01)  # its work: the other threads come in meanwhile
-        return logits((self.kept["h"] - 0.5) * self.scale)
-
-
-def closure() -> Callable[[Tensor], Tensor]:
-    """The same in a plain function, of which there is no copy."""
-    kept: list[Tensor] = [torch.zeros(())]
-
-    def forward(x: Tensor) -> Tensor:
-        kept[0] = x.flatten(1).mean(1)
-        time.sleep(0.01)
-        return logits(kept[0] - 0.5)
-
-    return forward
-
-
-class Calling(Impure):
-    """A module around a function."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x) * self.scale
-
-
-@pytest.mark.parametrize("build", [Sharing, lambda: Calling(closure())], ids=["class", "closure"])
-def test_what_all_copies_share_is_refused_on_several_threads(build: Callable[[], nn.Module]) -> None:
-    # Not fused: what is traced once keeps nothing, and is a function of one row.
-    own = {"micro_batch": 64, "fuse": False, "fold": False}
-    with pytest.raises(ValueError, match="one fixed function of one row, but its logits move"):
-        Certifier(n0=30, n=300, runtime=Runtime(threads=2, **own)).certify(build(), NOISE, images(), grid=255)
-    alone = Certifier(n0=30, n=300, runtime=Runtime(threads=1, **own))
-    assert len(alone.certify(build(), NOISE, images(), grid=255)) == 3
-
-
-def remembering() -> list[Callable[[], nn.Module]]:
-    """Networks that answer with the call before, kept where a copy or a trace may not look."""
-    place = types.SimpleNamespace(h=torch.zeros(()))
-
-    class InAGlobal(Impure):
-        def forward(self, x: Tensor) -> Tensor:
-            before, place.h = place.h, x.mean()
-            return logits((x.flatten(1).mean(1) - before) * self.scale)
-
-    class InAnObject(Impure):
-        def __init__(self) -> None:
-            super().__init__()
-            self.kept = types.SimpleNamespace(h=torch.zeros(()))
-
-        def forward(self, x: Tensor) -> Tensor:
-            before, self.kept.h = self.kept.h, x.mean()
-            return logits((x.flatten(1).mean(1) - before) * self.scale)
-
-    class DeepDown(Impure):
-        def __init__(self) -> None:
-            super().__init__()
-            self.kept = {"a": {"h": torch.zeros(())}}
-
-        def forward(self, x: Tensor) -> Tensor:
-            before, self.kept["a"]["h"] = self.kept["a"]["h"], x.mean()
-            return logits((x.flatten(1).mean(1) - before) * self.scale)
-
-    return [InAGlobal, InAnObject, DeepDown]
-
-
-@pytest.mark.parametrize("fuse", [True, False])
-@pytest.mark.parametrize("which", range(3))
-def test_memory_is_found_wherever_it_is_kept(which: int, fuse: bool) -> None:
-    runtime = Runtime(micro_batch=64, threads=1, fuse=fuse, fold=fuse)
-    with pytest.raises(ValueError, match=r"the network (must be one fixed function of one row|does not accept)"):
-        Certifier(n0=30, n=300, runtime=runtime).certify(remembering()[which](), NOISE, images(), grid=255)
-
-
 class InPlace(nn.Module):
     """Writes over its input."""
 
@@ -395,3 +315,48 @@ def test_flags_that_change_rounding_bind_and_must_not_change() -> None:
         assert other.describe()["runtime"]["flags"] == {"float32_matmul_precision": "medium"}
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def micro_batches(budget: Budget, certificate: Certificate, noise: Noise, at_once: int, again: bool) -> tuple[int, Any]:
+    """Return how many micro-batches 96 images took, so many handed over at once, and what was voted."""
+    certifier = Certifier([certificate], n0=16, n=400, budget=budget, runtime=Runtime(micro_batch=32, threads=1))
+    session = certifier.session(HalfSpace(torch.tensor([1.0, 0, 0, 0])), noise, (4,), domain=(0.0, 1.0), grid=255)
+    x = torch.linspace(0, 128, 96).round()[:, None].expand(-1, 4) / 255
+    session.probe(x)
+    if not again:
+        session.sampler.rechecks = None
+    run, calls = session.prepared.logits, []
+
+    def counted(rows: Tensor) -> Tensor:
+        calls.append(len(rows))
+        return run(rows)
+
+    session.prepared.logits = counted  # type: ignore[method-assign]
+    size = at_once or session.images_at_once
+    found = [
+        (record.counts, record.n_used)
+        for start in range(0, len(x), size)
+        for record in session.certify(x[start : start + size], indices=range(start, min(start + size, len(x))))
+    ]
+    return len(calls), found
+
+
+FEW_SAMPLES = [
+    (DecideRadius(0.1), GaussianL2(), GaussianNoise(0.5)),
+    (StagedSamples(first=50), GaussianL2(), GaussianNoise(0.5)),
+    (DecideGridRadius(0.05), DeterministicSplittingL1(), DeterministicSplittingNoise(0.25, shape=(4,), q=255)),
+    (FixedSamples(), DeterministicSplittingL1(), DeterministicSplittingNoise(0.25, shape=(4,), q=255)),
+]
+
+
+@pytest.mark.parametrize(("budget", "certificate", "noise"), FEW_SAMPLES, ids=lambda part: type(part).__name__)
+def test_what_runs_again_costs_at_most_a_tenth_where_images_need_few_samples(
+    budget: Budget, certificate: Certificate, noise: Noise
+) -> None:
+    """Counted in micro-batches; a stage's loader hands over so many images at once, and no image gets other samples."""
+    with_them, votes = micro_batches(budget, certificate, noise, 0, True)
+    without, same = micro_batches(budget, certificate, noise, 0, False)
+    one_by_one, alone = micro_batches(budget, certificate, noise, 1, True)
+    assert votes == same == alone
+    assert with_them <= 1.1 * without
+    assert with_them < one_by_one

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_rs.certificates.base import certificate_from_dict, describe_certificate
+from lightning_rs.certificates.uniform import UniformTwoClassL1
 from lightning_rs.records import (
     ABSTAIN,
     Certification,
@@ -286,6 +288,21 @@ def test_a_header_survives_the_file() -> None:
     assert again.expected == [0, 20, 40]
     assert not again.imported
     assert again.informative == made.informative
+
+
+def test_events_of_alpha_are_read_by_the_names_that_they_have_now() -> None:
+    """UniformTwoClassL1 had names of its own; inside LargestRadius an event also names its certificate."""
+    old = {"p_lower": 1 / 3, "p_runner_up": 1 / 3, "p_top_two": 1 / 3}
+    new = {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3}
+    certificate = UniformTwoClassL1("grouped")
+    assert describe_certificate(certificate)["alpha_split"] == new
+    assert certificate_from_dict({**describe_certificate(certificate), "alpha_split": old}) == certificate
+
+    def made(split: dict[str, float]) -> Header:
+        nested = {f"UniformTwoClassL1.{event}": share for event, share in split.items()}
+        return header(certificates=[{"class": "UniformTwoClassL1", "alpha_split": s} for s in (split, nested)])
+
+    assert Header.from_json(made(old).to_json()).difference(made(new)) == []
 
 
 def test_difference_names_every_binding_field_with_both_values() -> None:

@@ -24,6 +24,7 @@ from lightning_rs.records import ABSTAIN, Certification, RecordFile, body_lines,
 from lightning_rs.report import FORMATS, load_runs, recompute, report
 from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.tables import Table
+from lightning_rs.setting import Selection
 from lightning_rs.statistics.accuracy import paired_difference_interval
 from tests import fakes
 from tests.oracles import oracle_cases
@@ -404,7 +405,9 @@ def beside(records: Sequence[Certification], *entries: dict[str, Any]) -> list[C
     """Return records of voted images with what further certificates of votes give at the same alpha."""
     counts = np.array([record.counts for record in records])
     ones = np.ones(len(records), dtype=np.int64)
-    setting = Setting(GaussianNoise(SIGMA), records[0].alpha, records[0].n, ones, 0 * ones, (1, 8, 8))
+    setting = Setting(
+        GaussianNoise(SIGMA), records[0].alpha, records[0].n, (1, 8, 8), selection=Selection(ones, 0 * ones)
+    )
     found = list(records)
     for entry in entries:
         certificate = certificate_from_dict(entry)

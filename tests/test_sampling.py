@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from lightning_rs.evidence import (
     Votes,
 )
 from lightning_rs.noise import GaussianNoise
+from lightning_rs.setting import Selection
 from tests.helpers import HalfSpace, tiny_cnn
 
 SHAPE = (2, 6, 6)
@@ -105,10 +107,9 @@ def test_results_do_not_depend_on_the_batch_of_images() -> None:
 def test_results_do_not_depend_on_the_number_of_threads(threads: int) -> None:
     # 301 is no multiple of the chunk: rows are carried from one micro-batch into the next, between threads.
     kinds: list[type[Evidence]] = [Votes, GradientSums, PairProducts, Recorder]
-    top = torch.tensor([0, 1, 2, 0, 1])
+    top = Selection.known([0, 1, 2, 0, 1])
     alone, together = (
-        sampler(tiny_cnn(), threads=t).collect(images(5), range(5), "estimation", 302, kinds, top=top)
-        for t in (1, threads)
+        sampler(tiny_cnn(), threads=t).collect(images(5), range(5), "estimation", 302, kinds, top) for t in (1, threads)
     )
     assert (votes(alone) == votes(together)).all()
     assert torch.equal(alone[GradientSums]._sums, together[GradientSums]._sums)  # type: ignore[attr-defined]
@@ -201,7 +202,7 @@ def test_antithetic_pairs_and_their_gradient() -> None:
     network, x = HalfSpace(weight), torch.full((1, dim), 0.5)
     engine = sampler(network, (dim,), sigma, channels_last=False)
     kinds: list[type[Evidence]] = [PairVotes, PairGradientSums]
-    found = engine.collect(x, [0], "estimation", n, kinds, top=torch.tensor([1]))
+    found = engine.collect(x, [0], "estimation", n, kinds, Selection.known([1]))
     pairs, sums = found[PairVotes], found[PairGradientSums]
     assert isinstance(pairs, PairVotes)
     assert isinstance(sums, PairGradientSums)
@@ -221,7 +222,7 @@ def test_gradient_halves_are_disjoint_and_estimate_the_gradient() -> None:
     x = torch.zeros(2, dim)
     x[1] = 0.3 * weight
     engine = sampler(HalfSpace(weight), (dim,), sigma)
-    found = engine.collect(x, [0, 1], "estimation", n, [Votes, GradientSums], top=torch.tensor([1, 1]))
+    found = engine.collect(x, [0, 1], "estimation", n, [Votes, GradientSums], Selection.known([1, 1]))
     sums = found[GradientSums]
     assert isinstance(sums, GradientSums)
     assert sum(sums.sizes) == n
@@ -239,7 +240,7 @@ def test_gradient_is_reported_in_channel_first_order() -> None:
     weight[1, 2, 3] = 1.0
     engine = sampler(HalfSpace(weight.flatten()), SHAPE)
     assert engine.prepared.order is not None
-    found = engine.collect(torch.zeros(1, *SHAPE), [0], "estimation", 4000, [GradientSums], top=torch.tensor([1]))
+    found = engine.collect(torch.zeros(1, *SHAPE), [0], "estimation", 4000, [GradientSums], Selection.known([1]))
     sums = found[GradientSums]
     assert isinstance(sums, GradientSums)
     assert int(np.abs(sums.means(0.5)[0][0]).argmax()) != -1
@@ -251,7 +252,7 @@ def test_pair_products_match_a_direct_sum() -> None:
     engine, clean = sampler(tiny_cnn()), images(2)
     top = torch.tensor([0, 1])
     kinds: list[type[Evidence]] = [Recorder, PairProducts]
-    found = engine.collect(clean, [0, 1], "estimation", 130, kinds, top=top)
+    found = engine.collect(clean, [0, 1], "estimation", 130, kinds, Selection.known(top))
     recorder, products = found[Recorder], found[PairProducts]
     assert isinstance(recorder, Recorder)
     assert isinstance(products, PairProducts)
@@ -299,7 +300,10 @@ def test_bad_requests(kinds: list[type[Evidence]], n: int | list[int], message: 
 def test_evidence_merges() -> None:
     engine, clean = sampler(tiny_cnn()), images(2)
     top = torch.tensor([0, 1])
-    parts = [engine.collect(clean, [0, 1], "estimation", 40, [Votes, GradientSums], top=top, part=k) for k in (0, 1)]
+    parts = [
+        engine.collect(clean, [0, 1], "estimation", 40, [Votes, GradientSums], Selection.known(top), part=k)
+        for k in (0, 1)
+    ]
     counts = [votes(part) for part in parts]
     means = []
     for part in parts:
@@ -313,3 +317,20 @@ def test_evidence_merges() -> None:
     assert isinstance(merged, GradientSums)
     assert np.allclose(merged.means(1.0)[0], (means[0] + means[1]) / 2)
     assert sum(merged.sizes) == 80
+
+
+def test_a_sampler_of_another_name_shares_the_buffers_and_nothing_else() -> None:
+    engine = sampler(tiny_cnn())
+    other = engine.named(seed=9, planned=300)
+    assert other._slots is engine._slots
+    assert other.rechecks is not engine.rechecks
+    assert other.doubtful is not engine.doubtful
+    kinds = [Votes]
+    fresh = Sampler(engine.prepared, engine.noise, "abc", seed=9, planned=300)
+    wanted = votes(fresh.collect(images(), range(3), "prediction", 300, kinds))
+    assert (votes(other.collect(images(), range(3), "prediction", 300, kinds)) == wanted).all()
+    assert not (votes(engine.collect(images(), range(3), "prediction", 300, kinds)) == wanted).all()
+    # Whoever comes second waits for the buffers: votes of one would otherwise be those of the other's rows.
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda _: votes(other.collect(images(), range(3), "prediction", 300, kinds)), range(8))
+        assert all((each == wanted).all() for each in found)

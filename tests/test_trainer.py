@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +14,7 @@ from torch.utils.data import DataLoader
 from lightning_rs.certificates import GaussianL2
 from lightning_rs.certifier import Certifier
 from lightning_rs.data import Digits
-from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.runtime import PreparedNetwork, Runtime
 from lightning_rs.noise import DeterministicSplittingNoise, GaussianNoise, UniformNoise
 from lightning_rs.records import body_lines, read_records
 from lightning_rs.trainer import check_checkpoint
@@ -34,8 +35,25 @@ def test_certify_returns_the_records_that_it_wrote(tmp_path: Path) -> None:
     assert records == written == run.certifications
     assert [record.index for record in records] == [0, 1, 2, 3, 4]
     assert header.informative["checkpoint"] == {}
+    assert "its logits did not move with position or companions" in header.informative["purity"]
     assert same(before, weights(model))
     assert run.smoothing_stage is None
+
+
+@pytest.mark.parametrize("size", [64, "tune"])
+def test_the_network_is_prepared_once(size: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, tuned = [], []
+    real = Certifier.session
+    monkeypatch.setattr(Certifier, "session", lambda *a, **k: opened.append(k["micro_batch"]) or real(*a, **k))
+    monkeypatch.setattr(PreparedNetwork, "tune", lambda prepared: tuned.append(prepared) or 96)
+    made = Certifier(n0=16, n=100, runtime=Runtime(threads=1, micro_batch=size))
+    run = trainer(tmp_path)
+    records = run.certify(classifier(), Digits(max=3), made)
+    header, _ = read_records(run.records_path)  # type: ignore[arg-type]
+    assert header.binding["runtime"]["micro_batch"] == (96 if size == "tune" else 64)
+    assert (len(opened), len(tuned)) == (1, size == "tune")
+    again = trainer(tmp_path).certify(classifier(), Digits(max=3), made)  # resumed at the recorded size
+    assert (again, len(tuned)) == (records, size == "tune")
 
 
 def test_it_agrees_with_the_certifier_without_lightning(tmp_path: Path) -> None:

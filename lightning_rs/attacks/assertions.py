@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.certificates.values import law_value_lower
-from lightning_rs.noise.base import EnumeratedNoise, Noise
+from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
 from lightning_rs.records.attacks import SLACK, ValueTest
@@ -124,7 +124,7 @@ def judged(
     own, total = claimed(record), int(counts.sum())
     lower = asserted(record, noise, image.flatten(), point.flatten(), distance)
     count = int(counts[own])
-    exact = isinstance(noise, EnumeratedNoise)
+    exact = noise.outcomes is not None
     upper = float(count) if exact else float(clopper_pearson_upper(count, total, beta))
     prediction = int(votes.prediction[row])
     flipped = within(record, distance) and prediction not in (ABSTAIN, own)
@@ -151,7 +151,7 @@ def verdict(session: Session, record: Certification, image: Tensor, point: Tenso
     """
     if any(test.failed and test.kind == "clean" for test in tests):
         return "the record itself is not reproduced: another checkpoint, noise, preprocessing or runtime"
-    if isinstance(session.noise, EnumeratedNoise):
+    if session.noise.outcomes is not None:
         return "an exact certificate is contradicted: a bug, or a network that is not one fixed function"
     own = claimed(record)
     again = session.predict(image[None], n=n, alpha=1e-6)

@@ -17,7 +17,7 @@ from lightning_rs.attacks.search import Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
 from lightning_rs.checks import check_alpha, check_at_least, check_positive
 from lightning_rs.engine.streams import fresh_seed
-from lightning_rs.noise.base import EnumeratedNoise, Noise
+from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
 from lightning_rs.records.attacks import SLACK, AttackRecord, ValueTest
@@ -190,7 +190,7 @@ class Attacker:
         session, geometry = victim.session, victim.geometry
         flat = x.flatten(1)
         reach = self.reach(session.noise, geometry, flat.shape[1])
-        exact = isinstance(session.noise, EnumeratedNoise)
+        exact = session.noise.outcomes is not None
         within_ball = radii if exact else radii * (1 - 1e-3)
         eps = torch.from_numpy(np.where(radii > 0, within_ball, 0.05 * reach)).to(x.device)
         if exact:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from lightning_rs.attacks.base import Attack
 from lightning_rs.attacks.geometry import Geometry
-from lightning_rs.noise.base import EnumeratedNoise
 from lightning_rs.records import ABSTAIN
 from lightning_rs.session import Predictions, Session
 from lightning_rs.smoothed import SmoothedClassifier
@@ -148,7 +147,7 @@ class Search:
     def _screened(self, victim: Victim, points: Tensor, classes: Tensor) -> np.ndarray[Any, np.dtype[np.bool_]]:
         """Return which points lose the vote by so much that their confirmation is likely."""
         votes = victim.session.predict(points, n=self.screen, alpha=0.5)
-        if isinstance(victim.session.noise, EnumeratedNoise):
+        if victim.session.noise.outcomes is not None:
             return np.asarray(votes.prediction != classes.cpu().numpy())
         needed = -float(ndtri(self.beta / _TRIES / 2)) / math.sqrt(self.n) + 1 / math.sqrt(self.screen)
         return lead(votes, classes) > needed

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lightning_rs.certificates.base import Certificate, Radii, Setting
+from lightning_rs.certificates.base import Certificate, Radii
 from lightning_rs.class_paths import class_path, parameters
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import Purpose, image_sha256
-from lightning_rs.evidence import EnumeratedVotes, Evidence, PairVotes, Scheme, Votes
-from lightning_rs.noise.base import EnumeratedNoise, Noise
-from lightning_rs.noise.lattice import Lattice
+from lightning_rs.evidence import RAW_VOTES, Evidence, Scheme
+from lightning_rs.setting import Selection, Setting
 
 IntArray = NDArray[np.int64]
 Mode = Literal["fixed", "staged", "decision", "randomized"]
@@ -47,43 +44,35 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """What the selection samples may tell the estimation: two classes an image, nothing else.
+class Task:
+    """What is certified, by which theorems, from which random streams.
 
     Attributes:
-        top: class of the largest count, (B,); -1 for exact laws, which need no selection.
-        runner_up: class of the second largest count, (B,).
-        counts: the selection counts, (B, C), for the record only.
-    """
-
-    top: IntArray
-    runner_up: IntArray
-    counts: IntArray | None
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is certified, by which theorems, at which level, with how many samples an image.
-
-    ``alpha`` is what the noise law leaves of it; ``lattice`` is where images are rounded to, None if they are not.
+        sampler: evaluates noisy copies.
+        purpose: of the estimation samples, part of the stream keys.
+        certificates: the theorems.
+        setting: noise, level, samples and shape; no classes yet.
     """
 
     sampler: Sampler
     purpose: Purpose
     certificates: tuple[Certificate, ...]
-    noise: Noise
-    n: int
-    alpha: float
-    shape: tuple[int, ...]
-    lattice: Lattice | None = None
+    setting: Setting
 
-    def rounding(self, norm: str) -> float:
-        """Return the most that rounding can take off a radius."""
-        return 0.0 if self.lattice is None else 2.0 * self.lattice.worst(norm.partition(":")[0], math.prod(self.shape))
-
-    def setting(self, selection: Selection, n: int | None = None, alpha: float | None = None) -> Setting:
-        """Return what certificates may know beside the evidence."""
-        return Setting(self.noise, alpha or self.alpha, n or self.n, selection.top, selection.runner_up, self.shape)
+    def collect(
+        self,
+        group: Group,
+        selection: Selection,
+        kinds: Sequence[type[Evidence]],
+        n: int | Sequence[int] | None = None,
+        part: int | Sequence[int] = 0,
+        outcomes: Sequence[range] | None = None,
+    ) -> dict[type[Evidence], Evidence]:
+        """Sample images: ``n`` copies of each, by default all; see :meth:`Sampler.collect`."""
+        planned = self.setting.n if n is None else n
+        return self.sampler.collect(
+            group.images, group.indices, self.purpose, planned, kinds, selection, part=part, outcomes=outcomes
+        )
 
 
 @dataclass(frozen=True)
@@ -113,10 +102,12 @@ class Budget(ABC):
     Attributes:
         mode: how records call it.
         target: the radius that is asked about, or None.
+        recomputable: n is fixed and certificates take their own bounds of it, so that another alpha can be tried.
     """
 
     mode: ClassVar[Mode]
     target: float | None = None
+    recomputable: ClassVar[bool] = False
 
     def describe(self) -> dict[str, Any]:
         """Return the rule as plain values: it binds a record file. Arguments are kept under their own names."""
@@ -128,6 +119,10 @@ class Budget(ABC):
     def pool(self, wanted: int, per_image: int) -> int:
         """Return how many images to work on at once so that about ``wanted`` samples are in flight."""
         return -(-wanted // per_image)
+
+    def fewest(self, n: int) -> int:
+        """Return the fewest samples, of at most ``n``, that may be spent on an image."""
+        return n
 
     @abstractmethod
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
@@ -144,6 +139,7 @@ class FixedSamples(Budget):
     """n samples an image, fixed in advance: serves every certificate and can be recomputed at another alpha."""
 
     mode: ClassVar[Mode] = "fixed"
+    recomputable = True
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Collect the union of the evidence in one pass for each scheme, then apply every certificate."""
@@ -151,50 +147,29 @@ class FixedSamples(Budget):
         for part, kinds in enumerate(_kinds_by_scheme(task.certificates).values()):
             # Sums of floats depend on where micro-batches cut them: there every image starts one of its own.
             apart = any(kind.needs_fixed_n for kind in kinds)
-            blocks = [slice(row, row + 1) for row in range(len(group.images))] if apart else [slice(None)]
-            found = [_collect(task, group, selection, rows, kinds, part) for rows in blocks]
+            blocks = [[row] for row in range(len(group.images))] if apart else [list(range(len(group.images)))]
+            found = [task.collect(group.take(rows), selection.take(rows), kinds, part=part) for rows in blocks]
             evidence |= {kind: kind.joined([each[kind] for each in found]) for kind in kinds}
-        n = task.noise.size if isinstance(task.noise, EnumeratedNoise) else task.n
-        setting = task.setting(selection, n=n)
+        setting = replace(task.setting, selection=selection)
         radii = {c.name: c.certify(evidence, setting) for c in task.certificates}
-        counts, extra = _raw_counts(evidence)
-        used = np.full(len(group.images), n, dtype=np.int64)
-        return Outcome(radii, counts, n, used, extra=extra)
-
-
-def _collect(
-    task: Task, group: Group, selection: Selection, rows: slice, kinds: Sequence[type[Evidence]], part: int
-) -> dict[type[Evidence], Evidence]:
-    """Sample some images of the group."""
-    top, runner_up = torch.from_numpy(selection.top[rows]), torch.from_numpy(selection.runner_up[rows])
-    return task.sampler.collect(
-        group.images[rows], group.indices[rows], task.purpose, task.n, kinds, top=top, part=part, runner_up=runner_up
-    )
+        used = np.full(len(group.images), setting.n, dtype=np.int64)
+        extra = {name: values for found in evidence.values() for name, values in found.facts.items()}
+        return Outcome(radii, _raw_counts(evidence), setting.n, used, extra=extra)
 
 
 def _kinds_by_scheme(certificates: Sequence[Certificate]) -> dict[Scheme, list[type[Evidence]]]:
-    raw: dict[Scheme, type[Evidence]] = {"iid": Votes, "antithetic": PairVotes, "enumerated": EnumeratedVotes}
     kinds: dict[Scheme, list[type[Evidence]]] = {}
     for certificate in certificates:
         for kind in certificate.evidence:
-            # Raw counts are always kept: they make records recomputable.
-            own = kinds.setdefault(kind.scheme, [raw[kind.scheme]])
+            own = kinds.setdefault(kind.scheme, [RAW_VOTES[kind.scheme]])
             if kind not in own:
                 own.append(kind)
     return kinds
 
 
-def _raw_counts(evidence: Mapping[type[Evidence], Evidence]) -> tuple[IntArray, dict[str, list[Any]]]:
-    extra: dict[str, list[Any]] = {}
-    counts: IntArray | None = None
-    for kind, found in evidence.items():
-        if kind is EnumeratedVotes and isinstance(found, EnumeratedVotes):
-            extra["doubtful"] = found.doubtful.tolist()
-        if isinstance(found, Votes):
-            counts = found.counts
-        if isinstance(found, PairVotes):
-            extra["both"], extra["exactly_one"] = found.both.tolist(), found.exactly_one.tolist()
-    if counts is None:
-        pairs = next(found for found in evidence.values() if isinstance(found, PairVotes))
-        counts = 2 * pairs.both + pairs.exactly_one
-    return counts, extra
+def _raw_counts(evidence: Mapping[type[Evidence], Evidence]) -> IntArray:
+    """Return the class counts that records keep: those of independent votes, if there are any."""
+    kept = [found for found in evidence.values() if found.raw_counts is not None]
+    counts = next((found for found in kept if found.scheme == "iid"), kept[0]).raw_counts
+    assert counts is not None
+    return counts

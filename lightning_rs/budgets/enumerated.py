@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rs.budgets.base import Budget, Group, Mode, Outcome, Selection, Task
-from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii
+from lightning_rs.budgets.base import Budget, Group, Mode, Outcome, Task
+from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, read
 from lightning_rs.certificates.splitting import (
     DeterministicSplittingL1,
     splitting_target_status,
@@ -19,6 +19,7 @@ from lightning_rs.certificates.splitting import (
 from lightning_rs.checks import check_at_least, check_positive
 from lightning_rs.evidence import EnumeratedVotes
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
+from lightning_rs.setting import Selection
 
 IntArray = NDArray[np.int64]
 
@@ -62,13 +63,17 @@ class DecideGridRadius(Budget):
                 f"{', '.join(c.name for c in certificates)}"
             )
 
+    def fewest(self, n: int) -> int:
+        """Return half of the outcomes, without which nothing is decided."""
+        return -(-n // 2)
+
     def pool(self, wanted: int, per_image: int) -> int:
         """Keep many images at work: the last looks are small."""
         return max(4 * super().pool(wanted, per_image), 32)
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Evaluate outcomes of those images that are still open, until none is."""
-        noise, images = task.noise, len(group.images)
+        noise, images = task.setting.noise, len(group.images)
         assert isinstance(noise, DeterministicSplittingNoise)
         # Rounded before flooring, as records do: q r may be a hair below a whole number.
         goal = math.floor(round(noise.q * self.radius, 9))
@@ -79,7 +84,10 @@ class DecideGridRadius(Budget):
             rows = np.flatnonzero(status == 0)
             left = noise.size - used[rows]
             more = votes_until_decided(counts[rows], left, goal, doubtful=doubtful[rows])
-            found = _votes(task, group, rows, used[rows], np.minimum(np.maximum(more, self.step), left))
+            stops = used[rows] + np.minimum(np.maximum(more, self.step), left)
+            outcomes = [range(*ends) for ends in zip(used[rows].tolist(), stops.tolist(), strict=True)]
+            votes = task.collect(group.take(rows), selection.take(rows), [EnumeratedVotes], outcomes=outcomes)
+            found = read(votes, EnumeratedVotes)
             counts[rows] += found.counts
             doubtful[rows] += found.doubtful
             used[rows] = counts[rows].sum(axis=1)
@@ -89,21 +97,9 @@ class DecideGridRadius(Budget):
     def _outcome(
         self, task: Task, counts: IntArray, used: IntArray, doubtful: IntArray, certified: NDArray[np.bool_]
     ) -> Outcome:
-        assert isinstance(task.noise, DeterministicSplittingNoise)
         notes = {int(row): f"{doubtful[row]} votes within the logit margin" for row in np.flatnonzero(doubtful)}
         prediction = np.where(certified, counts.argmax(axis=1), ABSTAIN)
         radii = Radii(prediction, np.zeros(len(used)), notes=notes)
         status = ["decided" if yes else "abstain" for yes in certified]
         extra = {"doubtful": doubtful.tolist()}
-        return Outcome({task.certificates[0].name: radii}, counts, task.noise.size, used, status, extra)
-
-
-def _votes(task: Task, group: Group, rows: IntArray, first: IntArray, more: IntArray) -> EnumeratedVotes:
-    """Return the votes of the next outcomes of some images of the group."""
-    some = group.take(rows)
-    outcomes = [range(start, start + count) for start, count in zip(first.tolist(), more.tolist(), strict=True)]
-    found = task.sampler.collect(some.images, some.indices, task.purpose, task.n, [EnumeratedVotes], outcomes=outcomes)[
-        EnumeratedVotes
-    ]
-    assert isinstance(found, EnumeratedVotes)
-    return found
+        return Outcome({task.certificates[0].name: radii}, counts, task.setting.n, used, status, extra)

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from lightning_rs.budgets.base import Budget, Group, Mode, Outcome, Selection, Task
+from lightning_rs.budgets.base import Budget, Group, Mode, Outcome, Task
 from lightning_rs.certificates.base import (
     ABSTAIN,
     Certificate,
     Radii,
-    Setting,
     TopVoteCertificate,
     at,
+    read,
 )
 from lightning_rs.checks import check_alpha, check_at_least, check_nonnegative, check_positive
 from lightning_rs.engine.streams import Streams, image_name
 from lightning_rs.evidence import Votes
+from lightning_rs.setting import Selection, Setting
 from lightning_rs.statistics.binomial import randomized_clopper_pearson_tail
 from lightning_rs.statistics.sequential import DecisionRule, StagedClopperPearson, Verdict
 
@@ -70,14 +71,18 @@ class StagedSamples(VoteBudget):
         """Return the rule as plain values."""
         return {"mode": self.mode, "tolerance": self.tolerance, "first": self.first, "factor": self.factor}
 
+    def fewest(self, n: int) -> int:
+        """Return the size of the first stage, about."""
+        return min(self.first, n)
+
     def pool(self, wanted: int, per_image: int) -> int:
         """Keep many images at work: most stop early."""
         return max(super().pool(wanted, per_image), 32)
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Sample stage by stage, with those images that go on."""
-        rule = StagedClopperPearson.geometric(task.n, task.alpha, self.first, self.factor)
-        setting = task.setting(selection)
+        setting = replace(task.setting, selection=selection)
+        rule = StagedClopperPearson.geometric(setting.n, setting.alpha, self.first, self.factor)
         counts = np.zeros((len(group.images), task.sampler.prepared.num_classes), dtype=np.int64)
         used = np.zeros(len(group.images), dtype=np.int64)
         stopped = np.zeros(len(group.images), dtype=np.int64)
@@ -90,7 +95,7 @@ class StagedSamples(VoteBudget):
             used[active], stopped[active] = size, stage
             hits = at(counts[active], selection.top[active])
             tail[active] = rule.tail_upper(stage, hits)
-            radius_of_tail = _in_sigmas(primary, _rows(setting, active))
+            radius_of_tail = _in_sigmas(primary, replace(setting, selection=selection.take(active)))
             active = active[~rule.stop(stage, hits, radius_of_tail, self.tolerance)]
             if not len(active):
                 break
@@ -100,7 +105,7 @@ class StagedSamples(VoteBudget):
             "stages": [list(rule.sizes)] * len(used),
             "alphas": [list(rule.alphas)] * len(used),
         }
-        return Outcome(radii, counts, task.n, used, extra=extra)
+        return Outcome(radii, counts, setting.n, used, extra=extra)
 
 
 class DecideRadius(VoteBudget):
@@ -148,6 +153,10 @@ class DecideRadius(VoteBudget):
                 f"budget DecideRadius serves one certificate, got {', '.join(c.name for c in certificates)}"
             )
 
+    def fewest(self, n: int) -> int:
+        """Return the samples before the first look."""
+        return min(self.first, n)
+
     def pool(self, wanted: int, per_image: int) -> int:
         """Take as many images as there are: a pool inside :meth:`run` bounds what is in flight."""
         return 4096
@@ -165,14 +174,14 @@ class DecideRadius(VoteBudget):
         """Look, let finished images leave and others enter, until all are decided or out of samples."""
         certificate = task.certificates[0]
         assert isinstance(certificate, TopVoteCertificate)
-        wanted = self.radius + task.rounding(certificate.norm)
-        threshold = certificate.threshold(wanted, task.setting(selection))
-        looks = self.looks(task.n)
+        setting = replace(task.setting, selection=selection)
+        threshold = certificate.threshold(self.radius + setting.rounding(certificate.norm), setting)
+        looks = self.looks(setting.n)
         total = len(group.images)
         counts = np.zeros((total, task.sampler.prepared.num_classes), dtype=np.int64)
         used = np.zeros(total, dtype=np.int64)
         # A target that no tail certifies needs no samples: nothing can be certified there.
-        rule = DecisionRule(threshold, task.alpha, task.n, self.alpha_reject) if threshold > 0 else None
+        rule = DecisionRule(threshold, setting.alpha, setting.n, self.alpha_reject) if threshold > 0 else None
         verdict = np.full(total, int(Verdict.REJECTED if rule is None else Verdict.UNDECIDED), dtype=np.int64)
         active: list[int] = []
         waiting, look = list(range(total)), np.zeros(total, dtype=np.int64)
@@ -201,7 +210,7 @@ class DecideRadius(VoteBudget):
             {"threshold": np.full(len(used), threshold)},
         )
         status = [_STATUS[Verdict(v)] for v in verdict]
-        return Outcome({task.certificates[0].name: radii}, counts, task.n, used, status)
+        return Outcome({task.certificates[0].name: radii}, counts, task.setting.n, used, status)
 
 
 class RandomizedBound(VoteBudget):
@@ -225,15 +234,15 @@ class RandomizedBound(VoteBudget):
 
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Collect n votes an image and bound them with its own U."""
-        counts = _sample(task, group, selection, np.arange(len(group.images)), task.n, part=0)
+        setting = replace(task.setting, selection=selection)
+        counts = _sample(task, group, selection, np.arange(len(group.images)), setting.n, part=0)
         names = [image_name(index, sha256) for index, sha256 in zip(group.indices, group.sha256, strict=True)]
         drawn = np.array([_uniform(task, name) for name in names])
         hits = at(counts, selection.top)
-        tail = np.maximum(randomized_clopper_pearson_tail(hits, task.n, task.alpha, drawn), self.tail_floor)
-        setting = task.setting(selection)
+        tail = np.maximum(randomized_clopper_pearson_tail(hits, setting.n, setting.alpha, drawn), self.tail_floor)
         radii = {c.name: c.from_tail(tail, setting) for c in task.certificates if isinstance(c, TopVoteCertificate)}
-        used = np.full(len(group.images), task.n, dtype=np.int64)
-        return Outcome(radii, counts, task.n, used, extra={"u": drawn.tolist()})
+        used = np.full(len(group.images), setting.n, dtype=np.int64)
+        return Outcome(radii, counts, setting.n, used, extra={"u": drawn.tolist()})
 
 
 def _sample(
@@ -245,10 +254,7 @@ def _sample(
     part: int | Sequence[int],
 ) -> IntArray:
     """Return the class counts of ``n`` fresh samples of some images of the group, the same for all or one for each."""
-    some, top = group.take(rows), torch.from_numpy(selection.top[rows])
-    votes = task.sampler.collect(some.images, some.indices, task.purpose, n, [Votes], top=top, part=part)[Votes]
-    assert isinstance(votes, Votes)
-    return votes.counts
+    return read(task.collect(group.take(rows), selection.take(rows), [Votes], n, part), Votes).counts
 
 
 def _uniform(task: Task, image: str) -> float:
@@ -258,10 +264,6 @@ def _uniform(task: Task, image: str) -> float:
     key = b"randomized bound" + streams.key(image, 0, 0)
     bits = int.from_bytes(hashlib.shake_128(key).digest(8), "little") >> 11
     return (bits + 0.5) / 2.0**53
-
-
-def _rows(setting: Setting, rows: IntArray) -> Setting:
-    return Setting(setting.noise, setting.alpha, setting.n, setting.top[rows], setting.runner_up[rows], setting.shape)
 
 
 def _in_sigmas(certificate: TopVoteCertificate, setting: Setting) -> Callable[[FloatArray], FloatArray]:

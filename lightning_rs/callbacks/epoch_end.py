@@ -167,7 +167,7 @@ def affordable(samples: float, images: int, samples_per_image: int, certifier: C
     if images * samples_per_image <= samples:
         return images, certifier.n
     kept = min(images, max(_FEWEST, int(samples // samples_per_image)))
-    if kept * samples_per_image <= samples or certifier.budget.mode != "fixed":
+    if kept * samples_per_image <= samples or certifier.budget.fewest(certifier.n) < certifier.n:
         return kept, certifier.n
     passes = max(1, len(certifier.schemes))
     n = int((samples / kept - certifier.n0) / passes) // 2 * 2  # even, for pairs

@@ -150,7 +150,7 @@ class PatchBand(Certificate):
 
     norm = "patch"
     ball = "closed"
-    noises: ClassVar[tuple[type[Noise], ...]] = (BandNoise,)
+    noises: tuple[type[Noise], ...] = (BandNoise,)
     evidence = (EnumeratedVotes,)
     alpha_split: Mapping[str, float] = MappingProxyType({})
     exact = True

@@ -17,41 +17,18 @@ from lightning_rs.checks import check_alpha
 from lightning_rs.class_paths import class_named, from_dict, parameters, to_dict
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.base import Domain, Noise
+from lightning_rs.setting import NO_CLASS
+from lightning_rs.setting import Selection as Selection
+from lightning_rs.setting import Setting as Setting
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Ball = Literal["open", "closed"]
-ABSTAIN = -1
+ABSTAIN = NO_CLASS
 # What a record file says of a certificate beside its parameters.
 _SAID = ("name", "norm", "ball", "alpha_split", "shared_failure")
 E = TypeVar("E", bound=Evidence)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a certificate may know beside the evidence: all of it was fixed before the estimation samples.
-
-    Attributes:
-        noise: the law of the noisy copies.
-        alpha: failure probability of the whole statement about one image.
-        n: number of samples an image.
-        top: class of each image from the selection samples, shape (B,); -1 where the law needs none.
-        runner_up: second class of each image from the selection samples, shape (B,).
-        shape: shape of one input, for instance (3, 32, 32).
-    """
-
-    noise: Noise
-    alpha: float
-    n: int
-    top: IntArray
-    runner_up: IntArray
-    shape: tuple[int, ...]
-
-    @property
-    def dim(self) -> int:
-        """Number of input coordinates."""
-        return int(np.prod(self.shape))
 
 
 @dataclass(frozen=True)
@@ -87,7 +64,8 @@ class Certificate(ABC):
 
     A subclass declares its norm, the noises it is proved for, the evidence it needs and how it shares
     alpha among its confidence events, and implements :meth:`_radii`. :meth:`certify` checks and sequences.
-    A parameter of the theorem is a keyword of ``__init__``, stored under its own name.
+    A parameter of the theorem is a keyword of ``__init__``, stored under its own name; an attribute below that depends
+    on one is set there.
 
     Attributes:
         norm: norm of the certified ball: "l1", "l2", "linf", or a named variant such as "l2:red".
@@ -106,8 +84,8 @@ class Certificate(ABC):
 
     norm: str
     ball: Ball = "open"
-    noises: ClassVar[tuple[type[Noise], ...]]
-    evidence: ClassVar[tuple[type[Evidence], ...]]
+    noises: tuple[type[Noise], ...]
+    evidence: tuple[type[Evidence], ...]
     alpha_split: Mapping[str, float]
     shared_failure: float = 0.0
     domain: Domain = None
@@ -180,7 +158,7 @@ class TopVoteCertificate(Certificate):
     fixed, staged, randomized and anytime-valid sampling.
     """
 
-    evidence: ClassVar[tuple[type[Evidence], ...]] = (Votes,)
+    evidence: tuple[type[Evidence], ...] = (Votes,)
     alpha_split: Mapping[str, float] = MappingProxyType({"p_lower": 1.0})
     votes_only: ClassVar[bool] = True
 

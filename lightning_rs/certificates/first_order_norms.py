@@ -43,16 +43,12 @@ class FirstOrderL1(Certificate):
         self.with_l2 = with_l2
         self.region = region
         self.norm = qualified("l1", region)
+        self.alpha_split = ALPHA_SHARES["first_order_l1" if with_l2 else "first_order_l1_without_l2"]
 
     @property
     def name(self) -> str:
         """The class, and the region if there is one: several regions can be listed in one run."""
         return qualified(type(self).__name__, self.region)
-
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event."""
-        return ALPHA_SHARES["first_order_l1" if self.with_l2 else "first_order_l1_without_l2"]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         shares, sigma = self.alpha_split, setting.noise.sigma
@@ -90,16 +86,12 @@ class FirstOrderLinf(Certificate):
         self.with_l2 = with_l2
         self.region = region
         self.norm = qualified("linf", region)
+        self.alpha_split = ALPHA_SHARES["first_order_linf" if with_l2 else "first_order_linf_without_l2"]
 
     @property
     def name(self) -> str:
         """The class, and the region if there is one: several regions can be listed in one run."""
         return qualified(type(self).__name__, self.region)
-
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event."""
-        return ALPHA_SHARES["first_order_linf" if self.with_l2 else "first_order_linf_without_l2"]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         shares, sigma = self.alpha_split, setting.noise.sigma

@@ -21,7 +21,12 @@ from lightning_rs.checks import (
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.numerics.vote_radii import SLACK, gaussian_l2_radius
-from lightning_rs.statistics.binomial import Method, clopper_pearson_tail_upper, simultaneous_tail_bounds
+from lightning_rs.statistics.binomial import (
+    TWO_CLASS_SHARES,
+    Method,
+    clopper_pearson_tail_upper,
+    simultaneous_tail_bounds,
+)
 
 
 def gaussian_l2_threshold(radius: ArrayLike, sigma: ArrayLike) -> FloatArray:
@@ -100,20 +105,12 @@ class TwoClassCertificate(Certificate):
     noises = (GaussianNoise,)
     evidence = (Votes,)
     votes_only = True
-    methods: ClassVar[tuple[str, ...]] = ("bonferroni", "grouped")
+    methods: ClassVar[tuple[str, ...]] = tuple(TWO_CLASS_SHARES)
 
     def __init__(self, method: str = "bonferroni") -> None:
         check_choice("method", method, self.methods)
         self.method = method
-
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event."""
-        return {
-            "bonferroni": {"p_lower": 1 / 2, "p_upper": 1 / 2},
-            "grouped": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3},
-            "complement": {"p_lower": 1.0},
-        }[self.method]
+        self.alpha_split = TWO_CLASS_SHARES.get(method, {"p_lower": 1.0})
 
     @abstractmethod
     def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:

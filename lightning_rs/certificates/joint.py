@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from lightning_rs.certificates.base import (
     certificate_to_dict,
 )
 from lightning_rs.evidence import Evidence
+from lightning_rs.noise.base import Noise
 
 
 class LargestRadius(Certificate):
@@ -33,6 +35,8 @@ class LargestRadius(Certificate):
         ValueError: if they differ in norm, ball, domain or sampling scheme, or share no noise.
     """
 
+    noises: tuple[type[Noise], ...] = (Noise,)  # of the class; those of an instance are what its theorems share
+
     def __init__(self, certificates: Sequence[Certificate]) -> None:
         self.certificates = tuple(
             certificate_from_dict(each) if isinstance(each, Mapping) else each for each in certificates
@@ -46,10 +50,18 @@ class LargestRadius(Certificate):
         ):
             if len(values) > 1:
                 raise ValueError(f"certificates must share one {name}, got {', '.join(sorted(values))}")
+        first, *others = self.certificates
+        self.noises = tuple(law for law in first.noises if all(issubclass(law, each.noises) for each in others))
         if not self.noises:
             raise ValueError(f"certificates must share a noise, got {list(self.certificates)}")
-        self.norm = self.certificates[0].norm
-        self.ball = self.certificates[0].ball
+        self.norm, self.ball = first.norm, first.ball
+        self.evidence = tuple(dict.fromkeys(kind for each in self.certificates for kind in each.evidence))
+        self.shared_failure = sum(each.shared_failure for each in self.certificates)
+        self.alpha_split = {
+            f"{label}.{event}": share / len(self.certificates)
+            for label, each in zip(self._labels, self.certificates, strict=True)
+            for event, share in each.alpha_split.items()
+        }
         domains = {each.domain for each in self.certificates if each.domain is not None}
         if len(domains) > 1:
             raise ValueError(f"certificates must share one domain, got {', '.join(map(str, sorted(domains)))}")
@@ -60,32 +72,6 @@ class LargestRadius(Certificate):
         return {"certificates": [certificate_to_dict(each) for each in self.certificates]}
 
     @property
-    def noises(self) -> tuple[type, ...]:  # type: ignore[override]
-        """Laws for which every one of the theorems holds."""
-        first, *others = self.certificates
-        return tuple(law for law in first.noises if all(issubclass(law, each.noises) for each in others))
-
-    @property
-    def evidence(self) -> tuple[type[Evidence], ...]:  # type: ignore[override]
-        """The union of what the certificates read."""
-        return tuple(dict.fromkeys(kind for each in self.certificates for kind in each.evidence))
-
-    @property
-    def shared_failure(self) -> float:  # type: ignore[override]
-        """The sum of the certificates' own."""
-        return sum(each.shared_failure for each in self.certificates)
-
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event of each certificate."""
-        k = len(self.certificates)
-        return {
-            f"{label}.{event}": share / k
-            for label, each in zip(self._labels, self.certificates, strict=True)
-            for event, share in each.alpha_split.items()
-        }
-
-    @property
     def _labels(self) -> list[str]:
         names = [each.name for each in self.certificates]
         return [
@@ -94,7 +80,7 @@ class LargestRadius(Certificate):
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         share = setting.alpha / len(self.certificates)
-        part = Setting(setting.noise, share, setting.n, setting.top, setting.runner_up, setting.shape)
+        part = replace(setting, alpha=share)
         found = [each.certify(evidence, part) for each in self.certificates]
         radius = np.stack([radii.radius for radii in found])
         best = radius.argmax(0)

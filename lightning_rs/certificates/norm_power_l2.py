@@ -31,7 +31,7 @@ from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.norm_power import SMALLEST_GAP, NormPowerNoise, matched_sigma
 from lightning_rs.numerics.norm_power_quadrature import QUADRATURE_ERROR, converged_law, increasing_root
 from lightning_rs.numerics.norm_power_two_class import LARGEST, SMALLEST, two_class_table
-from lightning_rs.statistics.binomial import simultaneous_tail_bounds
+from lightning_rs.statistics.binomial import TWO_CLASS_SHARES, simultaneous_tail_bounds
 
 SCORES = (1e-3, 8.3)  # the table spans Phi^-1(p) from 0.0004 above one half to 5e-17 below one
 KNOTS = 257
@@ -177,15 +177,9 @@ class NormPowerTwoClassL2(Certificate):
     votes_only = True
 
     def __init__(self, method: Literal["bonferroni", "grouped"] = "bonferroni") -> None:
-        check_choice("method", method, ("bonferroni", "grouped"))
+        check_choice("method", method, tuple(TWO_CLASS_SHARES))
         self.method = method
-
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event."""
-        events = {"bonferroni": ("p_lower", "p_upper"), "grouped": ("p_lower", "runner_up_upper", "others_upper")}
-        names = events[self.method]
-        return dict.fromkeys(names, 1 / len(names))
+        self.alpha_split = TWO_CLASS_SHARES[method]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, counts = _law(setting), read(evidence, Votes).counts

@@ -160,15 +160,10 @@ class _TableCertificate(TopVoteCertificate):
     norm: str = "linf"
 
     def __init__(self, beta: float = BETA, draws: int = DRAWS, seed: int = 0, device: str = "cpu") -> None:
-        self.beta = float(check_alpha(beta, "beta"))
+        self.beta = self.shared_failure = float(check_alpha(beta, "beta"))  # one event for all images
         self.draws = check_at_least("draws", draws, 1000)
         self.seed = check_at_least("seed", seed, 0)
         self.device = device
-
-    @property
-    def shared_failure(self) -> float:  # type: ignore[override]
-        """The table's failure probability: one event for all images."""
-        return self.beta
 
 
 @usual_for(MixedNormNoise)

@@ -159,21 +159,14 @@ class SecondOrderL2(Certificate):
     def __init__(self, estimator: Literal["local", "levine"] = "local") -> None:
         check_choice("estimator", estimator, ("local", "levine"))
         self.estimator = estimator
+        local = estimator == "local"
+        self.evidence = (Votes, GradientSums if local else PairProducts)
+        self.alpha_split = ALPHA_SHARES["second_order" if local else "second_order_levine"]
 
     @property
     def name(self) -> str:
         """The class, and the estimator if it is not the default: both can be listed in one run."""
         return qualified(type(self).__name__, None if self.estimator == "local" else self.estimator)
-
-    @property
-    def evidence(self) -> tuple[type[Evidence], ...]:  # type: ignore[override]
-        """Votes, and half-sample gradient means or Levine's pair products."""
-        return (Votes, GradientSums if self.estimator == "local" else PairProducts)
-
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event."""
-        return ALPHA_SHARES["second_order" if self.estimator == "local" else "second_order_levine"]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         tail = top_tail(evidence, setting, self.alpha_split["p_lower"])

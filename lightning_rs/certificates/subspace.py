@@ -32,12 +32,10 @@ class SubspaceCertificate(Certificate):
 
     noises = (GaussianNoise,)
     evidence = (Votes, GradientSums)
-    with_outside: bool
 
-    @property
-    def alpha_split(self) -> Mapping[str, float]:  # type: ignore[override]
-        """Share of alpha of each event."""
-        return ALPHA_SHARES["first_order_subspace" if self.with_outside else "first_order_subspace_without_l2"]
+    def __init__(self, with_outside: bool) -> None:
+        self.with_outside = with_outside
+        self.alpha_split = ALPHA_SHARES["first_order_subspace" if with_outside else "first_order_subspace_without_l2"]
 
     @abstractmethod
     def split_bounds(
@@ -74,8 +72,8 @@ class ChannelL2(SubspaceCertificate):
 
     def __init__(self, region: str | int = "red", with_outside: bool = True) -> None:
         check_region(region)
+        super().__init__(with_outside)
         self.region = region
-        self.with_outside = with_outside
         self.norm = qualified("l2", region)
 
     @property
@@ -111,7 +109,7 @@ class FirstOrderSubspaceL2(SubspaceCertificate):
         self._path = str(basis)
         self._rows = None if named else _orthonormal(self._path)
         self.basis = self._path if self._rows is None else _named(self._rows)
-        self.with_outside = with_outside
+        super().__init__(with_outside)
         self.norm = f"l2:subspace-{self.basis.removeprefix(_HASHED)[:8]}"
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import Literal
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
 from lightning_rs.certificates.natural import usual_for
@@ -16,7 +16,7 @@ from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.numerics.vote_radii import uniform_box_l1_radius, uniform_l1_radius, uniform_linf_radius
-from lightning_rs.statistics.binomial import simultaneous_tail_bounds
+from lightning_rs.statistics.binomial import TWO_CLASS_SHARES, simultaneous_tail_bounds
 
 
 def _lam(noise: Noise) -> float:
@@ -34,7 +34,7 @@ class UniformL1(TopVoteCertificate):
     """
 
     norm = "l1"
-    noises: ClassVar[tuple[type[Noise], ...]] = (UniformNoise,)
+    noises: tuple[type[Noise], ...] = (UniformNoise,)
 
     def radius_of_tail(self, q_upper: FloatArray, setting: Setting) -> FloatArray:
         """Return the radius in input units, shape of ``q_upper``."""
@@ -95,10 +95,9 @@ class UniformTwoClassL1(Certificate):
     votes_only = True
 
     def __init__(self, method: Literal["bonferroni", "grouped"] = "bonferroni") -> None:
-        check_choice("method", method, ("bonferroni", "grouped"))
+        check_choice("method", method, tuple(TWO_CLASS_SHARES))
         self.method = method
-        events = ("p_lower", "p_upper") if method == "bonferroni" else ("p_lower", "p_runner_up", "p_top_two")
-        self.alpha_split: Mapping[str, float] = {event: 1.0 / len(events) for event in events}
+        self.alpha_split = TWO_CLASS_SHARES[method]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         second = setting.runner_up if self.method == "grouped" else None

@@ -80,8 +80,7 @@ def _laplace_score(p: Tensor) -> Tensor:
 
 def _tabulated(certificate: TopVoteCertificate, noise: Noise, shape: tuple[int, ...]) -> SoftRadius:
     z = np.linspace(0.0, _REACH, _KNOTS)
-    none = np.zeros(_KNOTS, dtype=np.int64)
-    setting = Setting(noise, 0.5, 1, none, none, shape)
+    setting = Setting(noise, 0.5, 1, shape)
     radius = np.asarray(certificate.radius_of_tail(special.ndtr(-z), setting), dtype=np.float64)
     # The score at Phi(1) is 1, as for Gaussian noise, so that gamma means the same.
     unit = 0.5 * float(np.interp(1.0, z, radius))

@@ -41,7 +41,8 @@ class ImageDataModule(pl.LightningDataModule, ABC):
     Args:
         batch_size: images a training step.
         eval_batch_size: images a validation or test step; ``None`` for twice ``batch_size``.
-        certify_batch_size: images a certification step. It does not change any result.
+        certify_batch_size: images a certification step, at least: more where images need few samples. It does not
+            change any result.
         num_workers: loader processes; 0 is fast for the data sets that are held in memory.
         augment: apply the usual augmentation of the data set to training images.
         val_fraction: share of the training data held out for validation, stratified. 0 holds out nothing.

@@ -162,17 +162,22 @@ class PreparedNetwork:
         self._copying = threading.Lock()
         self._use(self.eager)
         self.flags = unusual_flags(device.type)
-        self._graph: _CudaGraph | None = None
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self.num_classes = self._count_classes()
-        size = self._choose_micro_batch() if micro_batch is None else check_at_least("micro_batch", micro_batch, 2)
+        self._graph: _CudaGraph | None = None
+        self.resize(network, self._choose_micro_batch() if micro_batch is None else micro_batch)
+
+    def resize(self, network: nn.Module, micro_batch: int) -> None:
+        """Run micro-batches of so many rows from now on, one more if that is odd; ``network`` is the given one."""
+        size = check_at_least("micro_batch", micro_batch, 2)
         self.micro_batch = size + size % 2  # even: both members of an antithetic pair share a micro-batch
-        self.compiled = config.compile and self._compile()
+        self._graph = None
+        self.compiled = self.config.compile and self._compile()
         self._scales = ""
-        self.fused = config.fuse and not self.compiled and self._fuse(self.micro_batch)
-        if config.precision == "int8":
+        self.fused = self.config.fuse and not self.compiled and self._fuse(self.micro_batch)
+        if self.config.precision == "int8":
             self.calibrate(self.flatten(synthetic_images(network, self.shape, 4 * self.micro_batch)))
-        if config.cuda_graph and device.type == "cuda":
+        if self.config.cuda_graph and self.device.type == "cuda":
             self._graph = _CudaGraph(self._logits, self.buffer())
 
     def buffer(self, rows: int | None = None, dtype: torch.dtype | None = None) -> Tensor:
@@ -353,14 +358,16 @@ class PreparedNetwork:
         if isinstance(configured, int):
             return configured
         if configured == "tune":
-            return self._tune()
+            return self.tune()
         numbers = _GPU_NUMBERS if self.device.type == "cuda" else _CPU_NUMBERS
         dim = int(torch.Size(self.shape).numel())
         size = 1 << max(5, (numbers // dim).bit_length() - 1)
         return min(size, 4096 if self.device.type == "cuda" else 2048)
 
     @torch.inference_mode()
-    def _tune(self) -> int:
+    def tune(self) -> int:
+        """Return the micro-batch at which rows go through fastest, by the clock; :meth:`resize` before more is run."""
+        self._graph = None
         return max(_CANDIDATES, key=self._rate)
 
     def _rate(self, size: int) -> float:

@@ -7,6 +7,7 @@ image only, so batches, ranks, shards and threads merely schedule micro-batches.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,8 +26,9 @@ from lightning_rs.engine.streams import Purpose, Streams, image_name, image_sha2
 from lightning_rs.engine.workers import one_thread
 from lightning_rs.evidence import Evidence, Observation, Plan, Scheme, Segment
 from lightning_rs.noise._tables import Scratch
-from lightning_rs.noise.base import EnumeratedNoise, Noise
+from lightning_rs.noise.base import Noise
 from lightning_rs.noise.lattice import LatticeNoise
+from lightning_rs.setting import Selection
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,14 @@ class Sampler:
         # Two for each worker: it goes on while its last micro-batch waits to enter the evidence.
         count = prepared.workers.count
         self._slots = [_Slot(prepared, self._rows, self._chunk) for _ in range(2 * count if count > 1 else 1)]
+        self._busy = threading.Lock()  # whoever shares the slots waits for them
+
+    def named(self, seed: int, planned: int) -> Sampler:
+        """Return this sampler with streams of another name: it shares the buffers, and what it sees is its own."""
+        other = copy.copy(self)
+        other.seed, other.planned, other.doubtful = seed, planned, Counter()
+        other.rechecks = None if self.rechecks is None else Rechecks(self.prepared, self.rechecks.scale)
+        return other
 
     @torch.inference_mode()
     def collect(
@@ -199,10 +209,9 @@ class Sampler:
         purpose: Purpose,
         n: int | Sequence[int],
         kinds: Sequence[type[Evidence]],
-        top: Tensor | None = None,
+        selection: Selection | None = None,
         part: int | Sequence[int] = 0,
         outcomes: Sequence[range] | None = None,
-        runner_up: Tensor | None = None,
     ) -> dict[type[Evidence], Evidence]:
         """Evaluate ``n`` noisy copies of every image and return the evidence by type.
 
@@ -213,12 +222,11 @@ class Sampler:
             n: number of samples an image, one for all or one for each; ignored by enumerated noise, whose outcomes are
                 all evaluated.
             kinds: evidence types, all of one scheme.
-            top: class of each image chosen on other samples, (B,); needed by gradient evidence, and by all evidence
-                where rounding moves logits, because votes inside the margin count against it.
+            selection: classes of each image chosen on other samples; needed by gradient evidence, and by all evidence
+                where rounding moves logits, because votes inside the margin count against the first.
             part: number of this draw if one purpose draws an image's samples in several parts, one for all images or
                 one for each.
             outcomes: enumerated noise only: the consecutive outcomes of each image that are evaluated; None: all.
-            runner_up: second class of each image chosen on other samples, (B,); needed by its own gradient evidence.
 
         Raises:
             ValueError: for n < 1, for evidence of different schemes, for a scheme the noise cannot give, for different
@@ -229,16 +237,17 @@ class Sampler:
         counts = self._counts(n, len(flat), scheme, kinds) if outcomes is None else self._chosen(outcomes, len(flat))
         starts = [0] * len(flat) if outcomes is None else [chosen.start for chosen in outcomes]
         parts = [int(each) for each in part] if isinstance(part, Sequence) else [int(part)] * len(flat)
+        chosen = selection or Selection.none(len(flat))
         plan = Plan(
             images=len(flat),
             classes=self.prepared.num_classes,
             dim=flat.shape[1],
             n=max(counts, default=1),
-            top=torch.full((len(flat),), -1) if top is None else top,
+            top=torch.tensor(chosen.top),
             device=self.prepared.device,
             order=self.prepared.order,
             tolerance=self.tolerance,
-            runner_up=runner_up,
+            runner_up=torch.tensor(chosen.runner_up) if (chosen.runner_up >= 0).all() else None,
         )
         evidence = {kind: kind.empty(plan) for kind in kinds}
         streams = Streams(self.seed, self.classifier, purpose, self.planned)
@@ -246,11 +255,11 @@ class Sampler:
         names = tuple(image_name(i, image_sha256(x)) for i, x in zip(own, images, strict=True))
         recheck = self.rechecks is not None and purpose != "probe"
         run = _Pass(flat, own, names, streams, scheme, plan.top.to(flat.device), recheck)
-        for slot in self._slots:
-            slot.keep_variates(self._rows.always or any(kind.needs_variates for kind in kinds))
         batches = _batches(_pieces(counts, starts, parts, self._chunk), self.prepared.micro_batch)
         # One thread: sums in float64 would otherwise depend on how many there are.
-        with one_thread() if self.prepared.device.type == "cpu" else nullcontext():
+        with self._busy, one_thread() if self.prepared.device.type == "cpu" else nullcontext():
+            for slot in self._slots:
+                slot.keep_variates(self._rows.always or any(kind.needs_variates for kind in kinds))
             for seen in self._observe(run, batches):
                 for each in evidence.values():
                     each.update(seen)
@@ -261,17 +270,18 @@ class Sampler:
         flat = self._rows.place(images)
         rows = flat[torch.arange(self.prepared.micro_batch, device=flat.device) % len(flat)]
         slot = self._slots[0]
-        generator = Streams(self.seed, self.classifier, purpose, self.planned).seed_(slot.generator, 0, 0, 0)
         out = self.prepared.buffer(dtype=torch.float32)
-        self._rows.fill_(rows, out, None, generator, slot.work, paired=False)
+        with self._busy:
+            generator = Streams(self.seed, self.classifier, purpose, self.planned).seed_(slot.generator, 0, 0, 0)
+            self._rows.fill_(rows, out, None, generator, slot.work, paired=False)
         return out
 
     def _counts(
         self, n: int | Sequence[int], images: int, scheme: Scheme, kinds: Sequence[type[Evidence]]
     ) -> list[int]:
         """Return the number of samples of each image."""
-        if isinstance(self.noise, EnumeratedNoise):
-            return [self.noise.size] * images
+        if self.noise.outcomes is not None:
+            return [self.noise.outcomes] * images
         if not isinstance(n, Sequence):
             counts = [check_at_least("n", n, 1)] * images
         else:
@@ -287,11 +297,11 @@ class Sampler:
 
     def _chosen(self, outcomes: Sequence[range], images: int) -> list[int]:
         """Return the number of outcomes of each image."""
-        if not isinstance(self.noise, EnumeratedNoise):
+        size = self.noise.outcomes
+        if size is None:
             raise ValueError(f"outcomes must be left out for noise that is sampled, got them for {self.noise!r}")
         if len(outcomes) != images:
             raise ValueError(f"outcomes must be one range for each of {images} images, got {len(outcomes)}")
-        size = self.noise.size
         for chosen in outcomes:
             if not chosen or chosen.step != 1 or chosen.start < 0 or chosen.stop > size:
                 raise ValueError(f"outcomes must be consecutive, at least one, within 0..{size - 1}, got {chosen}")
@@ -303,7 +313,7 @@ class Sampler:
             names = ", ".join(f"{kind.__name__} ({kind.scheme})" for kind in kinds)
             raise ValueError(f"evidence of one pass must come from one sampling scheme, got {names or 'none'}")
         scheme = schemes.pop()
-        if (scheme == "enumerated") != isinstance(self.noise, EnumeratedNoise):
+        if (scheme == "enumerated") != (self.noise.outcomes is not None):
             raise ValueError(f"noise {self.noise!r} cannot give evidence of the scheme {scheme!r}")
         if scheme == "antithetic" and not self.noise.symmetric:
             raise ValueError(f"antithetic pairs need symmetric additive noise, got {self.noise!r}")
@@ -403,7 +413,7 @@ class Sampler:
 
     def _draw(self, run: _Pass, piece: _Piece, slot: _Slot, rows: slice) -> None:
         inputs, x = slot.inputs[rows], run.flat[piece.image]
-        if isinstance(self.noise, EnumeratedNoise):
+        if self.noise.outcomes is not None:
             outcomes = torch.arange(piece.first, piece.first + piece.count, device=x.device)
             self.noise.split(x, outcomes, inputs)
             return

@@ -116,6 +116,15 @@ class Noise(ABC):
             _refuse(flat, (scaled - scaled.round()).abs() > 1e-6 * steps, f"images must be multiples of 1/{steps}")
 
     @property
+    def outcomes(self) -> int | None:
+        """The number of equally likely outcomes that are all evaluated, or None where noisy copies are sampled."""
+        return None
+
+    def split(self, x: Tensor, outcomes: Tensor, out: Tensor) -> None:
+        """Write outcome ``outcomes[i]`` of the flat input ``x``, shape (d,) or (m, d), into ``out[i]``."""
+        raise NotImplementedError(f"{type(self).__name__} is sampled and has no numbered outcomes")
+
+    @property
     def grid(self) -> int | None:
         """The number of steps in [0, 1] that the law's statement is restricted to, or None."""
         return None
@@ -225,10 +234,18 @@ class EnumeratedNoise(Noise):
     The outcome numbered ``b`` in ``range(size)`` is written by :meth:`split`; training draws ``b`` at random.
     """
 
+    arithmetic = ""  # every outcome is a function of the grid's own numbers
+
     @property
     @abstractmethod
     def size(self) -> int:
         """The number of equally likely outcomes."""
+
+    @property
+    @final
+    def outcomes(self) -> int:
+        """All of them are evaluated."""
+        return self.size
 
     @abstractmethod
     def split(self, x: Tensor, outcomes: Tensor, out: Tensor) -> None:

@@ -77,7 +77,7 @@ def certified_accuracy_figure(
     steps = {name: accuracy_steps(records) for name, records in runs.items()}
     for number, (name, (edges, heights)) in enumerate(steps.items()):
         style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
-        decision = any(record.mode == "decision" for record in runs[name])
+        decision = not all(record.has_radius for record in runs[name])
         # The last drop to zero is part of the curve, except in decision mode, which knows nothing beyond.
         ends = edges if decision else np.append(edges, edges[-1])
         axes.step(ends, closed_steps(heights, decision), where="pre", label=name, color=colour, linestyle=style, lw=1.8)

@@ -93,7 +93,7 @@ class Certification:
             value = getattr(self, name)
             if not (isinstance(value, Integral) or (name == "label" and value is None)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
-        deciding, stated = self.mode == "decision", self.status in ("certified", "decided")
+        deciding, stated = not self.has_radius, self.status in ("certified", "decided")
         statuses = ("decided", "undecided", "abstain") if deciding else ("certified", "abstain")
         for holds, name, right in (
             (self.status in statuses, "status", f"be one of {', '.join(statuses)} in mode {self.mode!r}"),
@@ -112,6 +112,11 @@ class Certification:
         ):
             if not holds:
                 raise ValueError(f"{name} must {right}, got {getattr(self, name)!r}")
+
+    @property
+    def has_radius(self) -> bool:
+        """Whether a radius was asked for; decision mode asks about its target only."""
+        return self.mode != "decision"
 
     @property
     def steps(self) -> int | None:

@@ -21,6 +21,8 @@ from lightning_rs.records.certification import from_line, to_line
 FORMAT = "lightning_rs records"
 _PACKAGES = ("lightning_rs", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "scipy")
 _WARNS = ("versions", "git")
+# What UniformTwoClassL1 called the events of the grouped bounds before all two-class theorems shared their names.
+_OLD_EVENTS = {"p_runner_up": "runner_up_upper", "p_top_two": "others_upper"}
 _LOGIT_TOLERANCE = 2e-3
 _BEHAVIOUR = "function.logits: the network answers otherwise on fixed inputs, so it is another function"
 
@@ -147,7 +149,7 @@ class Header:
         binding, informative = (values.get(name) for name in ("binding", "informative"))
         if not isinstance(binding, dict) or not isinstance(informative, dict):
             raise ValueError(f"{where}: the header needs the objects 'binding' and 'informative'")
-        header = cls(binding, informative, version)
+        header = cls(_renamed(binding), informative, version)
         if header.flaw is not None:
             raise ValueError(f"{where}: {header.flaw}")
         return header
@@ -200,6 +202,24 @@ def same_logits(mine: Any, others: Any) -> bool:
     numbers = [(float(a), float(b)) for a, b in zip(left, right, strict=True)]
     margin = _LOGIT_TOLERANCE * max((max(abs(a), abs(b)) for a, b in numbers), default=0.0)
     return all(a == b or abs(a - b) <= margin for a, b in numbers)
+
+
+def _renamed(binding: dict[str, Any]) -> dict[str, Any]:
+    """Return what binds, with the events of alpha by the names that they have now."""
+    entries = binding.get("certificates")
+    if not isinstance(entries, list):
+        return binding
+    return {**binding, "certificates": [_with_events(entry) for entry in entries]}
+
+
+def _with_events(entry: Any) -> Any:
+    if not isinstance(entry, dict) or not isinstance(entry.get("alpha_split"), dict):
+        return entry
+    parts = [(*event.rpartition("."), share) for event, share in entry["alpha_split"].items()]
+    return {
+        **entry,
+        "alpha_split": {f"{of}{dot}{_OLD_EVENTS.get(name, name)}": share for of, dot, name, share in parts},
+    }
 
 
 def _without_logits(binding: Mapping[str, Any]) -> dict[str, Any]:

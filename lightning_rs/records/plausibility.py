@@ -97,9 +97,8 @@ def largest_radius(noise: Mapping[str, Any], certificate: str, n: int, alpha: fl
         made = theorem()
     except TypeError:
         return None
-    nobody = np.zeros(1, dtype=np.int64)
     tail = np.asarray(clopper_pearson_tail_upper(np.array([n]), n, alpha))
-    settings = [Setting(law, alpha, n, nobody, nobody, shape) for shape in _SHAPES]
+    settings = [Setting(law, alpha, n, shape) for shape in _SHAPES]
     return max(float(np.asarray(made.radius_of_tail(tail, setting))[0]) for setting in settings)
 
 

@@ -218,11 +218,13 @@ class Recording:
     def setting(self) -> Setting:
         """What certificates know beside the evidence."""
         import lightning_rs.noise  # noqa: F401  (registers every law by its name)
-        from lightning_rs.certificates.base import Setting
+        from lightning_rs.certificates.base import Selection, Setting
         from lightning_rs.noise.base import noise_from_dict
 
         shape = tuple(self.header.binding.get("shape", [1]))
-        return Setting(noise_from_dict(self.noise), self.alpha, self.n, self.top, self.runner_up, shape)
+        return Setting(
+            noise_from_dict(self.noise), self.alpha, self.n, shape, selection=Selection(self.top, self.runner_up)
+        )
 
 
 def recompute_all(header: Header, theorems: Sequence[Theorem], records: Records) -> Iterator[Expected]:

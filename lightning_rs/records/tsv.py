@@ -148,7 +148,7 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
     seconds = read_seconds(path)
     lines = ["\t".join(COLUMNS)]
     for record in records:
-        if record.mode == "decision":
+        if not record.has_radius:
             raise ValueError(f"{path}: image {record.index} was made in decision mode and has no radius to export")
         if record.label is None:
             raise ValueError(f"{path}: image {record.index} has no label: the table needs one")

@@ -24,7 +24,7 @@ def recompute(run: Run, alpha: float) -> Run:
         ValueError: for alpha outside (0, 1), and wherever it would not be sound: imported files, data-dependent
             stopping, randomized bounds, certificates that read more than votes.
     """
-    from lightning_rs.certificates.base import Setting  # here, because theorems and laws load torch
+    from lightning_rs.certificates.base import Selection, Setting  # here, because theorems and laws load torch
     from lightning_rs.evidence import Votes
     from lightning_rs.noise import noise_from_dict
 
@@ -40,9 +40,8 @@ def recompute(run: Run, alpha: float) -> Run:
         noise=noise_from_dict(run.header.binding["noise"]),
         alpha=float(check_alpha(alpha - run.header.alpha_noise)),
         n=records[0].n,
-        top=np.array([record.top for record in records], dtype=np.int64),
-        runner_up=np.array([record.runner_up for record in records], dtype=np.int64),
         shape=tuple(run.header.binding["shape"]),
+        selection=Selection.known([record.top for record in records], [record.runner_up for record in records]),
     )
     counts = np.array([record.counts for record in records], dtype=np.int64)
     radii = certificate.certify({Votes: Votes.of(counts)}, setting)

@@ -183,7 +183,7 @@ def _runs(file: Path, name: str) -> list[Run]:
     entries = {entry.get("name", entry["class"]): entry for entry in header.binding["certificates"]}
     own = records[0].certificate
     first = Run(name, header, own, records, entries.get(own, {}), path=file)
-    if len(records[0].radii) < 2 or records[0].mode == "decision":
+    if len(records[0].radii) < 2 or not records[0].has_radius:
         return [first]
     runs = [replace(first, name=f"{name}:{own}", alone=False)]
     for other in (label for label in records[0].radii if label != own):

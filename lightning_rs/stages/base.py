@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
-from lightning_rs.noise import EnumeratedNoise, Noise
+from lightning_rs.noise import Noise
 from lightning_rs.session import Session, Stage
 from lightning_rs.stages.ranks import Share, gather
 
@@ -134,7 +134,7 @@ class SmoothingStage(pl.LightningDataModule, ABC):
         wanted, trained = self.certifier.noise, self.model.noise
         if wanted is None or wanted == trained:
             return trained
-        bound = any(isinstance(law, EnumeratedNoise) for law in (wanted, trained))
+        bound = any(law.outcomes is not None for law in (wanted, trained))
         if bound and not self.certifier.allow_noise_mismatch:
             raise ValueError(
                 f"noise of the certifier is {wanted!r}, but the classifier was trained with {trained!r}, which belongs "
@@ -148,7 +148,7 @@ class SmoothingStage(pl.LightningDataModule, ABC):
         """Prepare the network where the trainer put it."""
         self._session = self.certifier.session(
             self.model.network,
-            self.noise() if self._session is None else self._session.noise,  # it warns once
+            self.noise(),
             self.model.shape,
             device=self.model.device,
             domain=self.data.domain,
@@ -175,12 +175,13 @@ class SmoothingStage(pl.LightningDataModule, ABC):
         return {"index": found.own, "image": found.image, "label": found.label}
 
     @final
-    def loader(self, positions: Sequence[int]) -> DataLoader[Any]:
-        """Return the loader of this process's share of some positions of the certification subset."""
+    def loader(self, positions: Sequence[int], at_once: int = 1) -> DataLoader[Any]:
+        """Return the loader of this process's share of some positions of the subset, at least ``at_once`` a batch."""
         base = self.data.predict_dataloader()
         return DataLoader(
             base.dataset,
-            batch_size=base.batch_size,  # by keyword: Lightning re-creates the loader
+            # By keyword: Lightning re-creates the loader.
+            batch_size=max(base.batch_size or 1, at_once),
             sampler=Share(list(positions), self.pl_trainer.global_rank, self.pl_trainer.world_size),
             num_workers=base.num_workers,
             collate_fn=base.collate_fn,

@@ -88,17 +88,16 @@ class CertificationStage(SmoothingStage):
         # A tuned size must agree between ranks and with the records to resume, so it is settled before the rest.
         tuned = self.certifier.runtime.micro_batch == "tune"
         with announced("preparing the network", quiet=not trainer.is_global_zero):
-            self.open_session(2 if tuned else None)
+            session = self.open_session(2 if tuned else None)
         indices = [int(i) for i in subset.indices]
         if tuned:
             path = self._path(self._header(indices))
-            recorded = on_rank_zero(trainer, lambda: RecordSet.recorded_micro_batch(path))
             with announced("tuning the micro-batch", quiet=not trainer.is_global_zero):
-                self.open_session(recorded)
-            self.open_session(trainer.strategy.broadcast(self.session.prepared.micro_batch))
+                size = on_rank_zero(trainer, lambda: RecordSet.recorded_micro_batch(path) or session.prepared.tune())
+                session.resize(size)
         self.check_images(first)
         with announced("comparing the prepared network with the given one", quiet=not trainer.is_global_zero):
-            self.session.probe(first["image"])
+            session.probe(first["image"])
         header = self._header(indices)
         files = RecordSet(self._path(header), header, trainer.global_rank, trainer.world_size)
         done = on_rank_zero(trainer, files.resume)
@@ -108,7 +107,7 @@ class CertificationStage(SmoothingStage):
         mine = _shard_positions(len(subset), self._shard)
         missing = [p for p in mine if indices[p] not in done]
         self._announce(len(mine), missing)
-        return self.loader(missing)
+        return self.loader(missing, session.images_at_once)
 
     def _check_recorded(self, files: RecordSet, indices: list[int]) -> None:
         """Refuse to go on with a file whose images are others than those on disk now.
@@ -184,6 +183,7 @@ class CertificationStage(SmoothingStage):
             "sigma": session.noise.sigma,  # for reports, which do not load the laws
             "remarks": list(session.prepared.remarks),
             "probe": None if session.probed is None else vars(session.probed),
+            "purity": session.purity,
             **({} if session.exactness is None else {"exact": session.exactness}),
         }
         return Header(header.binding, informative)
@@ -227,7 +227,7 @@ class CertificationStage(SmoothingStage):
         rate = session.measure(self.one(missing[0])["image"], _SECONDS_OF_TRIAL)
         many = f"{len(missing)} images" if len(missing) == total else f"the missing {len(missing)} of {total} images"
         ranks = f" in {world} processes" if world > 1 else ""
-        bound = "" if certifier.budget.mode == "fixed" else "at most "
+        bound = "at most " if certifier.budget.fewest(session.setting.n) < session.setting.n else ""
         theorems = ", ".join(repr(c) for c in certifier.certificates)
         self.say(
             f"certify {many} of {self.data.name} ({self.data.certify_split}) under {session.noise!r} by {theorems}"
@@ -243,13 +243,14 @@ class CertificationStage(SmoothingStage):
         probe = self.session.probed
         assert probe is not None
         runtime = ", ".join(f"{name} {value}" for name, value in self.session.prepared.describe().items())
+        alone = "yes" if probe.invariant else f"no (logits move by {probe.deviation:.1e})"
         exact = all(certificate.exact for certificate in self.certifier.certificates)
         level = "exact" if exact else f"alpha {self.certifier.alpha:g} an image"
         self.say(
             f"  {level}, {rate:,.0f} samples/s, records in {self.files.path}\n"
             f"  {runtime}\n"
-            f"  labels changed by the runtime: {probe.changed:.2%} of {probe.rows}\n"
-            f"  one function of one row: {self.session.purity}"
+            f"  labels changed by the runtime: {probe.changed:.2%} of {probe.rows}; "
+            f"independent of micro-batch companions: {alone}"
         )
         needed = smallest_n_to_certify(
             self.certifier, self.session.noise, self.session.prepared.shape, self.session.prepared.num_classes

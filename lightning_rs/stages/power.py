@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lightning_rs.certificates.base import Certificate, Setting
+from lightning_rs.certificates.base import Certificate, Selection, Setting
 from lightning_rs.certifier import Certifier
 from lightning_rs.evidence import Votes
 from lightning_rs.noise import Noise
@@ -23,7 +23,7 @@ def smallest_n_to_certify(certifier: Certifier, noise: Noise, shape: tuple[int, 
     Pearson 1934, all of n successes). 1 for exact certificates, and where samples are not of fixed number.
     """
     certificate = certifier.for_noise(noise).certificates[0]
-    if certificate.exact or certifier.budget.mode != "fixed":
+    if certificate.exact or not certifier.budget.recomputable:
         return 1
     if not certificate.votes_only or certificate.evidence != (Votes,):
         return math.floor(math.log(certifier.alpha) / math.log(0.5)) + 1
@@ -40,8 +40,7 @@ def _certifies(
 ) -> bool:
     counts = np.zeros((1, max(classes, 2)), dtype=np.int64)
     counts[0, 0] = n
-    first = np.zeros(1, dtype=np.int64)
-    setting = Setting(noise=noise, alpha=alpha, n=n, top=first, runner_up=first + 1, shape=shape)
+    setting = Setting(noise, alpha, n, shape, selection=Selection.known([0], [1]))
     return bool(certificate.certify({Votes: Votes.of(counts)}, setting).prediction[0] >= 0)
 
 

@@ -16,7 +16,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.loggers import run_directory
-from lightning_rs.noise import EnumeratedNoise, noise_to_dict
+from lightning_rs.noise import noise_to_dict
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.power import smallest_n_to_predict
@@ -57,14 +57,14 @@ class PredictionStage(SmoothingStage):
             session.probe(first["image"])
         folder.mkdir(parents=True, exist_ok=True)
         self._write(self._part(trainer.global_rank), [list(_COLUMNS)], "w")
-        samples = session.noise.size if isinstance(session.noise, EnumeratedNoise) else self.certifier.n
+        samples = session.setting.n
         seconds = -(-len(subset) // trainer.world_size) * samples / session.measure(first["image"], 0.2)
         self.say(
             f"predict {len(subset)} images of {self.data.name} ({self.data.certify_split}) under {session.noise!r}: "
             f"{samples:,} samples an image, alpha {self.certifier.alpha:g}, about {duration(seconds)}"
         )
         needed = smallest_n_to_predict(self.certifier.alpha)
-        if samples < needed and not isinstance(session.noise, EnumeratedNoise):
+        if samples < needed and session.noise.outcomes is None:
             self.say(
                 f"  note: every image abstains: n = {samples} samples are never significant at alpha = "
                 f"{self.certifier.alpha:g}, even if all agree; the smallest useful n is {needed}"

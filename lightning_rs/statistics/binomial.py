@@ -8,6 +8,8 @@ which exceeds the error of the distribution function (3e-12 at n = 1e8).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -19,6 +21,15 @@ from lightning_rs.checks import as_count, check_alpha, check_choice, check_proba
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 Method = Literal["bonferroni", "grouped"]
+
+#: The events of :func:`simultaneous_bounds`, by method, and the share of alpha of each: the one place where they are
+#: set. All events may use the same samples, and the shares add up to one (union bound).
+TWO_CLASS_SHARES: Mapping[str, Mapping[str, float]] = MappingProxyType(
+    {
+        "bonferroni": {"p_lower": 1 / 2, "p_upper": 1 / 2},
+        "grouped": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3},
+    }
+)
 
 _SLACK = 1e-11
 _FIRST_STEP = 2.0**-52
@@ -215,8 +226,9 @@ def _others_upper(
 
 
 def _share(method: str) -> float:
+    share = TWO_CLASS_SHARES[method]["p_lower"]
     # Slightly less than a third, so that three of them never exceed the whole.
-    return 0.5 if method == "bonferroni" else np.nextafter(1 / 3, 0)
+    return share if method == "bonferroni" else np.nextafter(share, 0)
 
 
 def _pick(votes: IntArray, index: IntArray) -> IntArray:
@@ -236,7 +248,7 @@ def _checked(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[IntArray
 def _checked_votes(
     counts: ArrayLike, top: ArrayLike, alpha: ArrayLike, method: Method, runner_up: ArrayLike | None
 ) -> tuple[IntArray, IntArray, FloatArray, IntArray | None]:
-    check_choice("method", method, ("bonferroni", "grouped"))
+    check_choice("method", method, tuple(TWO_CLASS_SHARES))
     votes = as_count("counts", counts)
     if votes.ndim < 1 or votes.shape[-1] < 2:
         raise ValueError(f"counts must have shape (..., C) with C >= 2 classes, got shape {votes.shape}")

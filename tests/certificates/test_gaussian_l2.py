@@ -19,6 +19,7 @@ from lightning_rs.certificates.renyi import RenyiL2
 from lightning_rs.evidence import Votes
 from lightning_rs.noise.base import AdditiveNoise
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.setting import Selection
 from tests.oracles import oracle_cases
 
 
@@ -142,7 +143,9 @@ def test_threshold_is_the_inverse_rounded_down(radius):
 def certify(certificate, counts, alpha=0.001, sigma=0.5, top=0, runner_up=1, shape=(1, 8, 8)) -> Radii:
     counts = np.atleast_2d(counts)
     full = np.full(len(counts), 1, dtype=np.int64)
-    setting = Setting(GaussianNoise(sigma), alpha, int(counts[0].sum()), top * full, runner_up * full, shape)
+    setting = Setting(
+        GaussianNoise(sigma), alpha, int(counts[0].sum()), shape, selection=Selection(top * full, runner_up * full)
+    )
     return certificate.certify({Votes: Votes.of(counts)}, setting)
 
 
@@ -213,4 +216,6 @@ def test_other_noise_is_refused():
 
     one = np.zeros(1, dtype=np.int64)
     with pytest.raises(ValueError, match="GaussianL2 is proved for GaussianNoise, got noise OtherNoise"):
-        GaussianL2().certify({Votes: Votes.of(np.array([[5, 5]]))}, Setting(OtherNoise(), 0.1, 10, one, one, (1,)))
+        GaussianL2().certify(
+            {Votes: Votes.of(np.array([[5, 5]]))}, Setting(OtherNoise(), 0.1, 10, (1,), selection=Selection(one, one))
+        )

@@ -25,6 +25,7 @@ from lightning_rs.engine.sampler import Sampler
 from lightning_rs.evidence import Evidence, GradientSums, PairGradientSums, PairProducts, PairVotes, Plan, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.numerics.regions import region_mask
+from lightning_rs.setting import Selection
 from tests.helpers import HalfSpace
 
 SHAPE = (3, 2, 4)
@@ -134,7 +135,7 @@ def _evidence(
 
 def _certify(certificate: Certificate, hits: int, n: int, gradient: Array, both: int = 0) -> Radii:
     top = np.zeros(1, dtype=np.int64)
-    setting = Setting(GaussianNoise(SIGMA), 0.001, n, top, top + 1, SHAPE)
+    setting = Setting(GaussianNoise(SIGMA), 0.001, n, SHAPE, selection=Selection(top, top + 1))
     return certificate.certify(_evidence(certificate, hits, n, gradient, both), setting)
 
 
@@ -251,6 +252,6 @@ def test_pair_products_need_whole_pairs() -> None:
     )
     images = torch.full((3, *SHAPE), 0.5)
     with pytest.raises(ValueError, match="n must be even"):
-        engine.collect(images, range(3), "estimation", 13, [PairProducts], top=torch.ones(3, dtype=torch.int64))
+        engine.collect(images, range(3), "estimation", 13, [PairProducts], Selection.known([1, 1, 1]))
     plan = Plan(images=1, classes=2, dim=DIM, n=10, top=torch.zeros(1), device=torch.device("cpu"))
     assert PairProducts.empty(plan).pairs == 5

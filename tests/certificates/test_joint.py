@@ -15,13 +15,20 @@ from lightning_rs.certificates.uniform import UniformL1
 from lightning_rs.certifier import Certifier
 from lightning_rs.evidence import Votes
 from lightning_rs.noise import GaussianNoise
+from lightning_rs.setting import Selection
 from tests.helpers import HalfSpace
 
 COUNTS = np.array([[900, 60, 40], [520, 240, 240], [400, 350, 250], [1000, 0, 0]])
 
 
 def setting(alpha: float) -> Setting:
-    return Setting(GaussianNoise(0.5), alpha, 1000, np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64), (3, 4, 4))
+    return Setting(
+        GaussianNoise(0.5),
+        alpha,
+        1000,
+        (3, 4, 4),
+        selection=Selection(np.zeros(4, dtype=np.int64), np.ones(4, dtype=np.int64)),
+    )
 
 
 def test_it_is_the_largest_at_half_the_level() -> None:

@@ -60,6 +60,7 @@ from lightning_rs.numerics.norm_power_two_class import exact_two_class_radius
 from lightning_rs.numerics.tail_bounds import median_order_index, one_step_tail_lower, two_step_tail_lower
 from lightning_rs.records import Header, RecordFile
 from lightning_rs.report import load_runs
+from lightning_rs.setting import Selection
 from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, simultaneous_tail_bounds
 from tests.certificates.brute_force import axial_grid, cube_grid, polar_grid, score_needed, worst_case
@@ -78,7 +79,7 @@ def one(x: float) -> np.ndarray:
 
 def setting(noise: Noise, n: int, top: int = 0, alpha: float = 0.001, dim: int | None = None) -> Setting:
     dim = dim or noise.dim
-    return Setting(noise, alpha, n, np.array([top]), np.array([1 - top]), (dim,))
+    return Setting(noise, alpha, n, (dim,), selection=Selection(np.array([top]), np.array([1 - top])))
 
 
 # ---------------------------------------------------------------- the l2 family: exact values
@@ -744,7 +745,9 @@ def test_l2_and_linf_certificates_use_the_exact_radius():
 def test_two_class_certificate(method):
     noise = NormPowerNoise(0.25, 5.0, 60)
     counts = np.array([[480, 260, 160, 100], [480, 260, 160, 100], [300, 290, 210, 200]])
-    which = Setting(noise, 0.001, 1000, np.zeros(3, dtype=np.int64), np.ones(3, dtype=np.int64), (60,))
+    which = Setting(
+        noise, 0.001, 1000, (60,), selection=Selection(np.zeros(3, dtype=np.int64), np.ones(3, dtype=np.int64))
+    )
     got = NormPowerTwoClassL2(method).certify({Votes: Votes.of(counts)}, which)
     q, p = simultaneous_tail_bounds(counts, which.top, 0.001, method, which.runner_up)
     assert got.prediction.tolist() == [0, 0, -1]
@@ -880,7 +883,7 @@ def test_coverage_through_the_certifier(name, alpha, images):
     votes = np.array([record.counts[0] for record in records])
     evidence = {Votes: Votes.of(np.stack([votes, n - votes], axis=1))}
     zeros = np.zeros(images, dtype=np.int64)
-    planted = certificate.certify(evidence, Setting(noise, 0.3, n, zeros, zeros + 1, (6,)))
+    planted = certificate.certify(evidence, Setting(noise, 0.3, n, (6,), selection=Selection(zeros, zeros + 1)))
     assert (planted.radius > r * (1 + 1e-9)).sum() > limit
 
 

@@ -24,6 +24,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import Evidence, GradientSums, RunnerUpGradientSums, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
+from lightning_rs.setting import Selection
 from lightning_rs.statistics.gradient import scaled_gradient_l2_interval
 
 SIGMA, ALPHA, DIM = 0.5, 0.001, 6
@@ -41,7 +42,7 @@ def certify(p: list[float], gradients: tuple[float, float], n: int = N, alpha: f
     for which, kind in enumerate((GradientSums, RunnerUpGradientSums)):
         found[kind] = kind(halves[which], torch.tensor([which]), n // 2, (n // 2, n // 2), None)
     zero = np.zeros(1, dtype=np.int64)
-    setting = Setting(GaussianNoise(SIGMA), alpha, int(counts.sum()), zero, zero + 1, (DIM,))
+    setting = Setting(GaussianNoise(SIGMA), alpha, int(counts.sum()), (DIM,), selection=Selection(zero, zero + 1))
     return SecondOrderTwoClassL2().certify(found, setting)
 
 
@@ -134,7 +135,9 @@ def test_gains_over_the_votes_alone_and_never_below_its_own_second_order() -> No
     p, n = [0.48, 0.32, 0.1, 0.1], 10**6
     counts = {Votes: Votes.of(np.round(np.array([p]) * n).astype(np.int64))}
     zero = np.zeros(1, dtype=np.int64)
-    votes = GaussianTwoClassL2().certify(counts, Setting(GaussianNoise(SIGMA), ALPHA, n, zero, zero + 1, (DIM,)))
+    votes = GaussianTwoClassL2().certify(
+        counts, Setting(GaussianNoise(SIGMA), ALPHA, n, (DIM,), selection=Selection(zero, zero + 1))
+    )
     assert certify(p, (0.05, 0.05), n).radius[0] > 1.5 * votes.radius[0]
     # Nearly all mass in two classes: the bounds of the top class alone say more than the two together.
     found = certify([0.9, 0.1, 0.0], (0.05, 0.17), n)

@@ -21,6 +21,7 @@ from lightning_rs.evidence import EnumeratedVotes
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
+from lightning_rs.setting import Selection
 from tests.certificates.enumeration import Grid, random_classifier, shared_splits
 from tests.oracles import oracle_cases
 
@@ -189,7 +190,7 @@ class TestCertificate:
     def _certify(self, counts: list[list[int]], doubtful: list[int] | None = None) -> Radii:
         votes = EnumeratedVotes(torch.tensor(counts), None if doubtful is None else torch.tensor(doubtful))
         none = np.full(len(counts), -1)
-        setting = Setting(self.noise, 0.001, self.noise.size, none, none, (2,))
+        setting = Setting(self.noise, 0.001, self.noise.size, (2,), selection=Selection(none, none))
         return DeterministicSplittingL1().certify({EnumeratedVotes: votes}, setting)
 
     def test_radius_prediction_and_ties(self) -> None:

@@ -34,6 +34,7 @@ from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
+from lightning_rs.setting import Selection
 from lightning_rs.statistics.binomial import simultaneous_bounds
 from tests.certificates.enumeration import Grid, independent_splits, random_classifier
 from tests.oracles import oracle_cases
@@ -221,7 +222,7 @@ def test_refusals_of_single_functions() -> None:
 
 def _setting(noise: Noise, counts: np.ndarray, alpha: float = 0.001, shape: tuple[int, ...] = (3, 4, 4)) -> Setting:
     ranked = np.argsort(-counts, axis=1, kind="stable")
-    return Setting(noise, alpha, int(counts[0].sum()), ranked[:, 0], ranked[:, 1], shape)
+    return Setting(noise, alpha, int(counts[0].sum()), shape, selection=Selection(ranked[:, 0], ranked[:, 1]))
 
 
 COUNTS = np.array([[900, 60, 40], [450, 350, 200], [0, 1000, 0], [420, 200, 380], [10, 640, 350]])
