@@ -255,6 +255,8 @@ class Trainer(pl.Trainer):
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=CALLBACKS_OF_TRAINING)
+                # Nothing is missing: the stage says that all images are recorded.
+                warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero")
                 yield
         except BaseException:
             stage.interrupted()
