@@ -51,7 +51,9 @@ class Observation:
         variates: noise of each used row, shape (m, d), floating point, in the engine's layout; None if no evidence of
             the pass needs it. On a lattice it is E[w | W], the mean of the real noise given the whole number that was
             drawn: see :class:`GradientSums`. In the antithetic scheme rows 2i and 2i + 1 hold w and -w.
-        margin: top-1 minus top-2 logit of each used row, or None if nobody asked for it.
+        margin: top-1 minus top-2 logit of each used row, or None if nobody asked for it; where rows vote by threshold,
+            how far their nearest score is from it, see :func:`~lightning_rs.engine.ballots.threshold_votes`.
+        votes: 0 or 1 for each used row and class, shape (m, C), int64, where rows vote by threshold; else None.
     """
 
     segments: tuple[Segment, ...]
@@ -59,6 +61,7 @@ class Observation:
     labels: Tensor
     variates: Tensor | None
     margin: Tensor | None = None
+    votes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -176,8 +179,9 @@ class Votes(Evidence):
 class EnumeratedVotes(Votes):
     """Class counts over all outcomes of a finite law, and how many of them lie inside a logit margin.
 
-    ``doubtful[b]`` counts outcomes of image b whose top-two logit margin is at most ``tolerance``: floating
-    point error could turn them, so an exact statement must treat them as adversarial.
+    ``doubtful[b]`` counts outcomes of image b whose margin is at most ``tolerance``: floating point error could turn
+    them, so an exact statement must treat them as adversarial. Outcomes that vote by threshold may vote for several
+    classes or for none: then ``counts[b, c]`` is at most their number, and rows need not sum to it.
     """
 
     scheme: ClassVar[Scheme] = "enumerated"
@@ -198,9 +202,13 @@ class EnumeratedVotes(Votes):
         return cls(zeros, tolerance=plan.tolerance)
 
     def update(self, seen: Observation) -> None:
-        """Count the labels, and the outcomes inside the margin if one was measured."""
-        super().update(seen)
-        if self.tolerance > 0 and seen.margin is not None:
+        """Count the votes, and the outcomes inside the margin if one was measured."""
+        if seen.votes is None:
+            super().update(seen)
+        else:
+            self._counts.index_add_(0, seen.owner, seen.votes)
+        # A score may equal the threshold up to rounding even where logits do not move; equal logits have an order.
+        if seen.margin is not None and (self.tolerance > 0 or seen.votes is not None):
             self._doubtful.index_add_(0, seen.owner, (seen.margin <= self.tolerance).long())
 
     def merge(self, other: Self) -> None:

@@ -155,9 +155,10 @@ class Session:
         return f"{stated}; images are rounded to a lattice, which is taken off the radius"
 
     @property
-    def _spoken(self) -> dict[str, str]:
-        """What every record repeats, so that its sentence is whole."""
-        return {"arithmetic": self.arithmetic} if self.arithmetic else {}
+    def _spoken(self) -> dict[str, Any]:
+        """What every record repeats, so that its sentence is whole and its counts can be judged by themselves."""
+        said = {"arithmetic": self.arithmetic or None, "threshold": self.noise.threshold}
+        return {name: value for name, value in said.items() if value is not None}
 
     @property
     def _dim(self) -> int:
@@ -264,6 +265,8 @@ class Session:
     def _doubt(self, sampler: Sampler, evidence: Votes) -> IntArray:
         """Return how many votes of each image, (B,), rounding could turn: all, where more moved than was probed."""
         total, doubt = evidence.counts.sum(axis=1), evidence.doubtful
+        if self.noise.outcomes is not None:  # which may vote for several classes
+            total[:] = self.noise.outcomes
         if sampler.rechecks is None:
             return doubt
         sampler.rechecks.settle()
@@ -345,7 +348,8 @@ class Session:
         while time.perf_counter() - start < seconds:
             begin = time.perf_counter()
             votes = read(self.sampler.collect(images[:1], [0], "probe", n, [self._votes]), self._votes)
-            rate = max(rate, int(votes.counts.sum()) / (time.perf_counter() - begin))
+            taken = (self.noise.outcomes or n) * len(votes.counts)  # counts wait for the device
+            rate = max(rate, taken / (time.perf_counter() - begin))
             n *= 2
         return rate
 

@@ -218,7 +218,7 @@ def test_outcomes_of_sampled_noise_are_refused() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(ValueError, match="serves the certificate DeterministicSplittingL1 alone, got GaussianL2"):
+    with pytest.raises(ValueError, match="DeterministicSplittingL1, PatchBand, PatchBlock, got GaussianL2"):
         Certifier([GaussianL2()], budget=DecideGridRadius(0.5))
     with pytest.raises(ValueError, match="needs a fixed n: use FixedSamples or DecideGridRadius"):
         Certifier([DeterministicSplittingL1()], budget=DecideRadius(0.5))

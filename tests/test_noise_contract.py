@@ -107,8 +107,13 @@ EXAMPLES: dict[type[Noise], list[Example]] = {
                 ({"kept": 0, "shape": SHAPE}, "kept must be a whole number >= 1, got 0"),
                 ({"kept": 5, "shape": SHAPE}, "kept must be at most 4 .* got 5"),
                 ({"kept": 1, "shape": (4,)}, r"shape must be \(C, H, W\), got \(4,\)"),
+                ({"kept": 1, "shape": SHAPE, "threshold": 0}, r"threshold must lie in \(0, 1\), got 0"),
+                ({"kept": 1, "shape": SHAPE, "threshold": 1.0}, r"threshold must lie in \(0, 1\), got 1.0"),
+                ({"kept": 1, "shape": SHAPE, "threshold": 1.5}, r"threshold must lie in \(0, 1\), got 1.5"),
+                ({"kept": 1, "shape": SHAPE, "threshold": float("nan")}, "threshold must not be NaN, got nan"),
             ],
-        )
+        ),
+        Example(lambda: BandNoise(2, shape=SHAPE, threshold=0.6)),
     ],
     BlockNoise: [
         Example(lambda: BlockNoise(2, shape=SHAPE), [({"kept": 4, "shape": SHAPE}, "kept must be at most 3 .* got 4")])

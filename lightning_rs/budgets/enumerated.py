@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,35 +11,38 @@ from numpy.typing import NDArray
 from lightning_rs.budgets.base import Budget, Group, Mode, Outcome, Task
 from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, read
 from lightning_rs.certificates.splitting import (
-    DeterministicSplittingL1,
+    EnumeratedCertificate,
     splitting_target_status,
     votes_until_decided,
 )
 from lightning_rs.checks import check_at_least, check_positive
 from lightning_rs.evidence import EnumeratedVotes
-from lightning_rs.noise.splitting import DeterministicSplittingNoise
+from lightning_rs.noise.base import EnumeratedNoise
 from lightning_rs.setting import Selection
 
 IntArray = NDArray[np.int64]
 
 
 class DecideGridRadius(Budget):
-    """Decides exactly "certified at this radius, or not" for deterministic splitting noise; there is no radius.
+    """Decides exactly "certified at this radius, or not" for enumerated noise; there is no radius.
 
-    The K outcomes are evaluated in their fixed order until those that are left cannot change the answer, whatever
-    they vote (:func:`~lightning_rs.certificates.splitting.splitting_target_status`): every image is decided, and the
-    decision is that of the full enumeration. Nothing is sampled, alpha is not used. An image is looked at when
-    a decision first becomes possible, so that looking more often would save nothing beyond ``step``.
+    Deterministic splitting noise has a radius in l1, bands and blocks have the side of a patch. The K outcomes are
+    evaluated in their fixed order until those that are left cannot change the answer, whatever they vote
+    (:func:`~lightning_rs.certificates.splitting.splitting_target_status`): every image is decided, and the decision is
+    that of the full enumeration. Nothing is sampled, alpha is not used. An image is looked at when a decision first
+    becomes possible, so that looking more often would save nothing beyond ``step``.
 
     Votes inside the measured logit margin count against the certificate, as in the full enumeration. Outcomes that
     were not evaluated count for the strongest rival, at the image and everywhere in the ball, so that their doubt costs
     nothing more: where there is doubt, stopping early may certify an image that the full enumeration gives up.
 
     No order of the outcomes is better on the whole: with shares p_A and p_B of a random order a certified image
-    stops after about (K + 2 q r) / (1 + p_A - p_B) outcomes, and no order can stop it before (K + 2 q r) / 2.
+    stops after about (K + 2 D) / (1 + p_A - p_B) outcomes, D the distance that the radius needs, and no order can stop
+    it before (K + 2 D) / 2.
 
     Args:
-        radius: the target, in input units; certified means floor(q radius) <= D.
+        radius: the target in the units of the certificate, input units or pixels; certified means that D reaches what
+            the certificate needs for it, for splitting noise floor(q radius).
         step: smallest number of outcomes that is evaluated at once.
     """
 
@@ -56,10 +58,10 @@ class DecideGridRadius(Budget):
         return {"mode": self.mode, "radius": self.radius, "step": self.step}
 
     def check(self, certificates: Sequence[Certificate]) -> None:
-        """Raise ``ValueError`` unless there is one certificate, that of deterministic splitting noise."""
-        if len(certificates) != 1 or not isinstance(certificates[0], DeterministicSplittingL1):
+        """Raise ``ValueError`` unless there is one certificate, of an enumeration."""
+        if len(certificates) != 1 or not isinstance(certificates[0], EnumeratedCertificate):
             raise ValueError(
-                "budget DecideGridRadius serves the certificate DeterministicSplittingL1 alone, got "
+                "budget DecideGridRadius serves one of DeterministicSplittingL1, PatchBand, PatchBlock, got "
                 f"{', '.join(c.name for c in certificates)}"
             )
 
@@ -74,9 +76,10 @@ class DecideGridRadius(Budget):
     def run(self, task: Task, group: Group, selection: Selection) -> Outcome:
         """Evaluate outcomes of those images that are still open, until none is."""
         noise, images = task.setting.noise, len(group.images)
-        assert isinstance(noise, DeterministicSplittingNoise)
-        # Rounded before flooring, as records do: q r may be a hair below a whole number.
-        goal = math.floor(round(noise.q * self.radius, 9))
+        (certificate,) = task.certificates
+        assert isinstance(noise, EnumeratedNoise)
+        assert isinstance(certificate, EnumeratedCertificate)
+        goal = certificate.needed(self.radius, noise)
         counts = np.zeros((images, task.sampler.prepared.num_classes), dtype=np.int64)
         used, doubtful = np.zeros(images, dtype=np.int64), np.zeros(images, dtype=np.int64)
         status = np.full(images, splitting_target_status(counts[0], noise.size, goal))
@@ -84,13 +87,13 @@ class DecideGridRadius(Budget):
             rows = np.flatnonzero(status == 0)
             left = noise.size - used[rows]
             more = votes_until_decided(counts[rows], left, goal, doubtful=doubtful[rows])
-            stops = used[rows] + np.minimum(np.maximum(more, self.step), left)
-            outcomes = [range(*ends) for ends in zip(used[rows].tolist(), stops.tolist(), strict=True)]
+            more = np.minimum(np.maximum(more, self.step), left)
+            outcomes = [range(*ends) for ends in zip(used[rows].tolist(), (used[rows] + more).tolist(), strict=True)]
             votes = task.collect(group.take(rows), selection.take(rows), [EnumeratedVotes], outcomes=outcomes)
             found = read(votes, EnumeratedVotes)
             counts[rows] += found.counts
             doubtful[rows] += found.doubtful
-            used[rows] = counts[rows].sum(axis=1)
+            used[rows] += more
             status[rows] = splitting_target_status(counts[rows], noise.size - used[rows], goal, doubtful=doubtful[rows])
         return self._outcome(task, counts, used, doubtful, status > 0)
 

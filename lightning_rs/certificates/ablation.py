@@ -6,20 +6,20 @@ Randomized ablation keeps k random pixels: sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from lightning_rs.certificates.base import ABSTAIN, Certificate, Radii, Setting, TopVoteCertificate, read
+from lightning_rs.certificates.base import ABSTAIN, Radii, Setting, TopVoteCertificate, read
 from lightning_rs.certificates.natural import usual_for
-from lightning_rs.certificates.splitting import splitting_votes_distance
+from lightning_rs.certificates.splitting import EnumeratedCertificate, splitting_votes_distance
 from lightning_rs.checks import FloatArray, IntArray, check_at_least, check_choice, check_probability
 from lightning_rs.evidence import EnumeratedVotes, Evidence
 from lightning_rs.noise.ablation import AblationNoise, BandNoise, BlockNoise
-from lightning_rs.noise.base import Noise
+from lightning_rs.noise.base import EnumeratedNoise, Noise
 
 Kind = Literal["band", "block"]
 
@@ -141,26 +141,35 @@ def _whole_root(value: IntArray) -> IntArray:
 
 
 @usual_for(BandNoise)
-class PatchBand(Certificate):
+class PatchBand(EnumeratedCertificate):
     """Side of the largest patch that cannot change the answer, from a band at every position: exact.
 
     Statement and reference as :func:`patch_size`; ``radius`` is the side m in pixels, norm "patch", closed: no patch of
     m x m pixels, wherever it lies and whatever it shows, changes the prediction. Nothing is sampled, alpha is not used.
+    Bands vote for their most probable class or, if the noise has a threshold, for all that reach it.
     """
 
     norm = "patch"
     ball = "closed"
     noises: tuple[type[Noise], ...] = (BandNoise,)
-    evidence = (EnumeratedVotes,)
-    alpha_split: Mapping[str, float] = MappingProxyType({})
-    exact = True
     kind: ClassVar[Kind] = "band"
+
+    def needed(self, radius: float, noise: EnumeratedNoise) -> int:
+        """Return the number of parts that a patch of the smallest whole side >= radius touches."""
+        assert isinstance(noise, (BandNoise, BlockNoise))
+        _, height, width = noise.shape
+        room = width if self.kind == "band" else min(height, width)
+        reach = math.ceil(radius) + noise.kept - 1
+        if reach > room:  # as patch_size: nothing larger is stated
+            return noise.size
+        return reach if self.kind == "band" else reach**2
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, votes = setting.noise, read(evidence, EnumeratedVotes)
         assert isinstance(noise, (BandNoise, BlockNoise))
         _, height, width = noise.shape
         counts, doubtful = votes.counts, votes.doubtful
+        self.check_counts(counts, noise)
         top, side = patch_size(counts, height, width, noise.kept, self.kind, doubtful=doubtful)
         distance = splitting_votes_distance(counts, doubtful)[1]
         notes = {int(b): f"{doubtful[b]} votes within the logit margin" for b in np.flatnonzero(doubtful)}

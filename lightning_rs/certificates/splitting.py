@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -13,6 +16,7 @@ from lightning_rs.certificates.natural import usual_for
 from lightning_rs.certificates.uniform import UniformL1
 from lightning_rs.checks import FloatArray, IntArray, as_count, check_at_least
 from lightning_rs.evidence import EnumeratedVotes, Evidence
+from lightning_rs.noise.base import EnumeratedNoise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 
 
@@ -141,6 +145,29 @@ def _gap(counts: IntArray) -> tuple[IntArray, IntArray]:
     return top[..., 0], rivals.min(axis=-1)
 
 
+class EnumeratedCertificate(Certificate):
+    """An exact certificate that holds as far as D outcomes may change: all vote, nothing is sampled, nothing can fail.
+
+    D is that of :func:`splitting_votes_distance`, which does not ask how many votes an outcome casts: at most one for a
+    class, so that a changed outcome moves n_A - n_c by at most 2. A subclass says which D a radius needs.
+    """
+
+    evidence: ClassVar[tuple[type[Evidence], ...]] = (EnumeratedVotes,)
+    alpha_split: Mapping[str, float] = MappingProxyType({})
+    exact: ClassVar[bool] = True
+
+    @abstractmethod
+    def needed(self, radius: float, noise: EnumeratedNoise) -> int:
+        """Return the distance D that certifies a radius >= 0; where nothing does, the number of all outcomes."""
+
+    @staticmethod
+    def check_counts(counts: IntArray, noise: EnumeratedNoise) -> None:
+        """Raise ``ValueError`` unless counts, (B, C), can be votes of all outcomes."""
+        whole = counts.sum(axis=1) == noise.size if noise.threshold is None else counts.max(axis=1) <= noise.size
+        if not whole.all():
+            raise ValueError(f"votes must count all {noise.size} outcomes of {noise!r}, got {counts.sum(axis=1)}")
+
+
 @usual_for(SplittingNoise)
 class SplittingL1(UniformL1):
     """Open l1 ball of :func:`lightning_rs.certificates.uniform.uniform_l1_radius` for splitting noise (SSN).
@@ -153,7 +180,7 @@ class SplittingL1(UniformL1):
 
 
 @usual_for(DeterministicSplittingNoise)
-class DeterministicSplittingL1(Certificate):
+class DeterministicSplittingL1(EnumeratedCertificate):
     """Closed l1 ball on the grid of :func:`splitting_votes_l1_radius`, exact (DSSN; Levine and Feizi 2021).
 
     All K outcomes of :class:`~lightning_rs.noise.splitting.DeterministicSplittingNoise` vote, ties go to the
@@ -174,16 +201,17 @@ class DeterministicSplittingL1(Certificate):
     norm = "l1"
     ball = "closed"
     noises = (DeterministicSplittingNoise,)
-    evidence = (EnumeratedVotes,)
-    alpha_split: Mapping[str, float] = MappingProxyType({})
-    exact = True
+
+    def needed(self, radius: float, noise: EnumeratedNoise) -> int:
+        """Return floor(q radius), rounded before flooring, as records do: q r may be a hair below a whole number."""
+        assert isinstance(noise, DeterministicSplittingNoise)
+        return math.floor(round(noise.q * radius, 9))
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, votes = setting.noise, read(evidence, EnumeratedVotes)
         assert isinstance(noise, DeterministicSplittingNoise)
         counts, doubtful = votes.counts, votes.doubtful
-        if (counts.sum(axis=1) != noise.size).any():
-            raise ValueError(f"votes must count all {noise.size} outcomes of {noise!r}, got {counts.sum(axis=1)}")
+        self.check_counts(counts, noise)
         top, distance = splitting_votes_distance(counts, doubtful)
         _, radius = splitting_votes_l1_radius(counts, noise.q, doubtful=doubtful)
         prediction = np.where(distance >= 0, top, ABSTAIN)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_rs.checks import check_at_least
+from lightning_rs.engine.ballots import threshold_votes
 from lightning_rs.engine.noisy_rows import FloatRows, LatticeRows, NoisyRows
 from lightning_rs.engine.recheck import Kept, Rechecks, kept_rows
 from lightning_rs.engine.runtime import PreparedNetwork
@@ -139,6 +140,7 @@ class _Seen:
         doubtful: rows inside the margin, or None.
         kept: samples to run again.
         again: logits of the samples that rode along.
+        votes: votes of each used row by threshold, or None if a row votes for its label.
     """
 
     labels: Tensor
@@ -146,6 +148,7 @@ class _Seen:
     doubtful: Tensor | None
     kept: Kept | None
     again: Tensor | None
+    votes: Tensor | None = None
 
 
 _Work = tuple[_Batch, _Slot, Kept | None, Future[_Seen]]
@@ -357,6 +360,7 @@ class Sampler:
             labels=seen.labels,
             variates=None if slot.variates is None else slot.variates[: batch.filled],
             margin=seen.margin,
+            votes=seen.votes,
         )
 
     @torch.inference_mode()
@@ -375,7 +379,10 @@ class Sampler:
             kept = Kept(images, torch.cat(rows), torch.cat([logits[place] for _, place in chosen]))
         again = None if riders is None else logits[batch.filled : batch.filled + len(riders)].clone()
         labels, margin, doubtful = self._judge(run, batch, logits[: batch.filled])
-        return _Seen(labels, margin, doubtful, kept, again)
+        votes = None
+        if self.noise.threshold is not None:
+            votes, margin = threshold_votes(logits[: batch.filled], self.noise.threshold)
+        return _Seen(labels, margin, doubtful, kept, again, votes)
 
     def _judge(self, run: _Pass, batch: _Batch, logits: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return labels, and where rounding moves logits the margins, and which rows are inside the tolerance.

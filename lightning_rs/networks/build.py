@@ -27,6 +27,7 @@ from lightning_rs.networks.external import (
 )
 from lightning_rs.networks.files import load_weights, read_file, read_own_part
 from lightning_rs.networks.normalize import Normalize
+from lightning_rs.networks.null_coding import NullCoding
 from lightning_rs.networks.parts import call_part, import_part, is_part, self_contained
 from lightning_rs.networks.pooling import LowResolution, pooled_shape
 from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
@@ -50,9 +51,9 @@ def build_network(
 
     Args:
         name: one of ours (``cifar_resnet20``, ``cifar_resnet56``, ``cifar_resnet110``, ``wide_resnet40_2``,
-            ``mnist_lenet``, ``digits_cnn``, ``small_cnn``, ``mlp``, ``low_resolution``, ``denoised``), ``timm/NAME``
-            or a bare timm name, ``torchvision/NAME``, or the class path of your own ``nn.Module``, ``mynet.MyNet``;
-            see `available_networks`.
+            ``mnist_lenet``, ``digits_cnn``, ``small_cnn``, ``mlp``, ``low_resolution``, ``null_coded``, ``denoised``),
+            ``timm/NAME`` or a bare timm name, ``torchvision/NAME``, or the class path of your own ``nn.Module``,
+            ``mynet.MyNet``; see `available_networks`.
         num_classes: number of logits. Passed to a network of your own if its constructor takes ``num_classes``, as
             are ``shape``, and ``mean`` with ``std``, which then are its business: no layer is put before it.
         shape: shape of one input without the batch, ``(C, H, W)`` for images, ``(d,)`` for vectors.
@@ -61,8 +62,8 @@ def build_network(
         std: see ``mean``.
         normalize: False for a network that takes pixels as they are although the data has a mean and std.
         **kwargs: arguments of the named network (``hidden_sizes`` of the MLP, ``dropout`` of the WideResNet,
-            ``base`` and ``pool`` of `LowResolution`, ``pretrained`` and anything else of timm's and
-            torchvision's models). A mapping may stand for a module, see `lightning_rs.networks.parts`.
+            ``base`` and ``pool`` of `LowResolution`, ``base`` behind `NullCoding`, ``pretrained`` and anything else of
+            timm's and torchvision's models). A mapping may stand for a module, see `lightning_rs.networks.parts`.
 
     Returns:
         ``Sequential(normalize, net)`` in training mode; ``normalize`` is `Normalize`, or the identity.
@@ -285,6 +286,21 @@ def _low_resolution(
     return LowResolution(_build(*_find_builder(base), base, num_classes, small, kwargs), pool)
 
 
+def _null_coded(
+    num_classes: int,
+    shape: Shape,
+    base: str = "small_cnn",
+    mean: Constants | None = None,
+    std: Constants | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """The code stands for normalisation, which would move the mark of a dropped pixel among the colours."""
+    del mean, std
+    channels, *size = _image("null_coded", shape)
+    net = _build(*_find_builder(base), base, num_classes, (2 * channels, *size), kwargs)
+    return nn.Sequential(OrderedDict(code=NullCoding(), net=net))
+
+
 def _denoised(
     num_classes: int,
     shape: Shape,
@@ -324,5 +340,6 @@ _BUILDERS: dict[str, Builder] = {
     "small_cnn": _small_cnn,
     "mlp": MLP,
     "low_resolution": _low_resolution,
+    "null_coded": _null_coded,
     "denoised": _denoised,
 }

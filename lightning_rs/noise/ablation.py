@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from lightning_rs.checks import check_at_least
+from lightning_rs.checks import check_alpha, check_at_least
 from lightning_rs.noise.base import EnumeratedNoise, Noise
 
 NULL = -1.0
@@ -61,9 +61,10 @@ class _KeptPart(EnumeratedNoise):
     domain = (0.0, 1.0)
     exchangeable = False
 
-    def __init__(self, kept: int, *, shape: Sequence[int]) -> None:
+    def __init__(self, kept: int, *, shape: Sequence[int], threshold: float | None = None) -> None:
         self._pixels = _Pixels(shape)
         self.shape = self._pixels.shape
+        self.threshold = None if threshold is None else float(check_alpha(threshold, "threshold"))
         self.kept = check_at_least("kept", kept, 1)
         if self.kept > self._room:
             raise ValueError(f"kept must be at most {self._room} for images of shape {self.shape}, got {kept}")
@@ -79,7 +80,8 @@ class _KeptPart(EnumeratedNoise):
 
     def spec(self) -> dict[str, Any]:
         """Return the parameters."""
-        return {"kept": self.kept, "shape": list(self.shape)}
+        voting = {} if self.threshold is None else {"threshold": self.threshold}
+        return {"kept": self.kept, "shape": list(self.shape), **voting}
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raise ``ValueError`` unless the input has the shape of the noise."""
@@ -103,9 +105,11 @@ class BandNoise(_KeptPart):
     Args:
         kept: number b of columns.
         shape: shape of one input, (C, H, W).
+        threshold: a band votes for every class whose softmax score is at least this, for several or for none, which
+            certifies more where bands alone say little; None: for its most probable class. Training does not use it.
 
     Raises:
-        ValueError: for a shape of no image, or ``kept`` outside 1..W.
+        ValueError: for a shape of no image, ``kept`` outside 1..W, or a threshold outside (0, 1).
     """
 
     @property
@@ -132,9 +136,10 @@ class BlockNoise(_KeptPart):
     Args:
         kept: side b of the square.
         shape: shape of one input, (C, H, W).
+        threshold: as for :class:`BandNoise`.
 
     Raises:
-        ValueError: for a shape of no image, or ``kept`` outside 1..min(H, W).
+        ValueError: for a shape of no image, ``kept`` outside 1..min(H, W), or a threshold outside (0, 1).
     """
 
     @property

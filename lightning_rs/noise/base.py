@@ -33,12 +33,15 @@ class Noise(ABC):
         exchangeable: permuting the coordinates does not change the law. When false, the law has
             per-coordinate parameters and :meth:`arranged` must be overridden.
         arithmetic: what a statement says of its arithmetic where the law is not drawn on a lattice.
+        threshold: of enumerated laws: an outcome votes for every class whose softmax score is at least this, for
+            several or for none; None: for the class of its largest logit.
     """
 
     domain: ClassVar[Domain] = None
     symmetric: ClassVar[bool] = False
     exchangeable: ClassVar[bool] = True
     arithmetic: ClassVar[str] = "noise and image are combined in floating point, which the theorem does not know"
+    threshold: float | None = None
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:

@@ -29,12 +29,20 @@ def contradiction(record: Certification) -> str | None:
     return None
 
 
-def votes_cast(record: Certification) -> int:
-    """Return how many votes the estimation samples of a record cast together: one each.
+def fits_votes(record: Certification) -> tuple[bool, str]:
+    """Return whether the counts of a record can be what its estimation samples cast, and what is right.
 
-    The one place that says so, for schemes in which a sample casts several.
+    A sample casts one vote. Where it votes by threshold it casts several or none: one at most for each class, and all
+    together no more than scores that sum to one can reach.
     """
-    return record.n_used
+    threshold, used = record.extra.get("threshold"), record.n_used
+    if threshold is None:
+        return sum(record.counts) == used, f"{used} in all, as n_used says"
+    if not isinstance(threshold, float) or not 0 < threshold < 1:
+        return False, f"those of votes by a threshold in (0, 1), not {threshold!r}"
+    most = used * math.floor(1 / threshold + _SLACK)
+    fits = max(record.counts, default=0) <= used and sum(record.counts) <= most
+    return fits, f"at most {used} for a class and {most} in all, as n_used and the threshold {threshold!r} say"
 
 
 def _claims(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
@@ -43,8 +51,8 @@ def _claims(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
     for name, counts in (("counts", record.counts), ("counts0", record.counts0)):
         yield min(counts, default=0) >= 0, name, ">= 0", counts
     if record.counts:  # imported records have none
-        total, classes = votes_cast(record), len(record.counts)
-        yield sum(record.counts) == total, "counts", f"{total} in all, as n_used says", record.counts
+        classes, (fits, right) = len(record.counts), fits_votes(record)
+        yield fits, "counts", right, record.counts
         for name in ("prediction", "top", "runner_up"):
             yield getattr(record, name) < classes, name, f"one of the {classes} classes counted", getattr(record, name)
     for name, radius in record.radii.items():

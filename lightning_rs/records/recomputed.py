@@ -403,7 +403,8 @@ def _enumerated(run: Recording) -> IntArray:
     from lightning_rs.certificates.splitting import splitting_target_status
 
     noise: Any = run.setting.noise
-    goal = math.floor(round(noise.q * float(run.budget["radius"]), 9))
+    certificate: Any = run.theorems[0].made
+    goal = certificate.needed(float(run.budget["radius"]), noise)
     used = np.array([record.n_used for record in run.records])
     doubtful = np.array([int(record.extra.get("doubtful", 0)) for record in run.records])
     return np.atleast_1d(splitting_target_status(run.counts, noise.size - used, goal, doubtful=doubtful))

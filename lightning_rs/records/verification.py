@@ -21,7 +21,7 @@ import numpy as np
 from lightning_rs.checks import check_alpha, check_positive
 from lightning_rs.records.binding import RECOMPUTED_FROM
 from lightning_rs.records.certification import ABSTAIN, Certification
-from lightning_rs.records.contradictions import votes_cast
+from lightning_rs.records.contradictions import fits_votes
 from lightning_rs.records.header import Header
 from lightning_rs.records.lowered import may_be_less
 from lightning_rs.records.plausibility import check_import, largest_radius
@@ -167,8 +167,11 @@ def _samples(header: Header, first: Theorem, record: Certification) -> Iterator[
     whole = mode in ("fixed", "randomized")
     right = f"n = {record.n}" if whole else f"at most n = {record.n}"
     yield record.n_used == record.n if whole else 0 <= record.n_used <= record.n, "n_used", right, record.n_used
-    total = votes_cast(record)
-    yield sum(record.counts) == total, "counts", f"{total} in all, as n_used says", record.counts
+    threshold = binding.get("noise", {}).get("threshold")
+    said = record.extra.get("threshold")
+    yield said == threshold, "extra['threshold']", f"{threshold!r}, that of the header's noise", said
+    fits, right = fits_votes(record)
+    yield fits, "counts", right, record.counts
     n0 = 0 if first.exact else binding.get("n0", sum(record.counts0))
     yield sum(record.counts0) == n0, "counts0", f"{n0!r} in all, as in the header", record.counts0
 

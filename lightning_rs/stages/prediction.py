@@ -75,16 +75,16 @@ class PredictionStage(SmoothingStage):
         """Predict a batch, append it to the file and return the predictions (-1 where it abstains)."""
         certifier = self.certifier
         found = self.session.predict(batch["image"], certifier.n, certifier.alpha)
+        n = self.session.noise.outcomes or certifier.n
         rows = zip(
             batch["index"].tolist(),
             batch["label"].tolist(),
             found.prediction.tolist(),
             found.p_value.tolist(),
-            found.counts.sum(axis=1).tolist(),
             strict=True,
         )
         ran = self._ran()
-        lines = [[i, y, c, int(c < 0), p, n, certifier.alpha, found.seed, *ran] for i, y, c, p, n in rows]
+        lines = [[i, y, c, int(c < 0), p, n, certifier.alpha, found.seed, *ran] for i, y, c, p in rows]
         self._write(self._part(self.pl_trainer.global_rank), lines, "a")
         return found.prediction.tolist()
 

@@ -55,14 +55,20 @@ def _kept(kind: str, size: int, width: int) -> list[frozenset[tuple[int, int]]]:
     ]
 
 
+@pytest.mark.parametrize("several", [False, True])
 @pytest.mark.parametrize("kind", ["band", "block"])
-def test_no_patch_of_the_certified_side_changes_the_answer(kind: str) -> None:
-    """Whatever the votes of the touched positions become: the worst vote moves all of them to the runner-up."""
+def test_no_patch_of_the_certified_side_changes_the_answer(kind: str, several: bool) -> None:
+    """Whatever the votes of the touched positions become: the worst vote moves all of them to the runner-up.
+
+    Positions vote for one class, or for several or none: then the worst is no vote for the class and one for its rival.
+    """
     certified = attained = 0
     for _ in range(60):
         width, size = int(RNG.integers(4, 7)), int(RNG.integers(1, 3))
         kept = _kept(kind, size, width)
         votes = np.array(RNG.multinomial(1, RNG.dirichlet([4, 0.5, 0.5]), len(kept)))  # (positions, classes)
+        if several:
+            votes = (RNG.random((len(kept), 3)) < RNG.permutation([0.9, 0.3, 0.1])).astype(np.int64)
         prediction, side = (int(v) for v in patch_size(votes.sum(0), width, width, size, kind))  # type: ignore[arg-type]
         for m in (side, side + 1):
             if not 0 < m <= width - size + 1:

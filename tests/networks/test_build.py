@@ -28,6 +28,8 @@ CASES = [
     ("mlp", (2,), {"hidden_sizes": [16]}, 2 * 16 + 16 + 16 * 10 + 10),
     ("mlp", (10,), {"hidden_sizes": []}, 110),
     ("low_resolution", RGB, {"base": "cifar_resnet20", "pool": 2}, 272_474),
+    ("null_coded", GRAY, {}, 16 * 50 + 32 + 16 * 32 * 9 + 64 + 32 * 25 * 128 + 128 + 1290),
+    ("null_coded", RGB, {"base": "mlp", "hidden_sizes": []}, 10 * (2 * 3072 + 1)),
     ("timm/test_resnet", RGB, {}, None),
     ("test_resnet", GRAY, {}, None),
     ("torchvision/resnet18", RGB, {}, None),
@@ -179,6 +181,9 @@ def test_unknown_names_are_refused_with_near_matches(name, near):
         ("low_resolution", RGB, {"pool": 0}, "pool must be a whole number >= 1"),
         ("low_resolution", RGB, {"base": "cifar_resnet19"}, "near: cifar_resnet"),
         ("low_resolution", RGB, {"base": "mlp", "width": 3}, "mlp has no argument 'width'"),
+        ("null_coded", (4,), {}, "network null_coded takes images of shape"),
+        ("null_coded", GRAY, {"base": "mnist_lenett"}, "near: mnist_lenet"),
+        ("null_coded", GRAY, {"width": 3}, "small_cnn has no argument 'width'"),
     ],
 )
 def test_shapes_and_arguments_that_do_not_fit(name, shape, kwargs, message):

@@ -42,6 +42,7 @@ ROWS = [
     Row("small_cnn", GRAY),
     Row("mlp", (5,), {"hidden_sizes": [4]}),
     Row("low_resolution", (1, 16, 16), {"base": "digits_cnn", "pool": 2}),
+    Row("null_coded", DIGIT, {"base": "digits_cnn"}),
     Row(
         "denoised",
         GRAY,
