@@ -152,7 +152,7 @@ class EnumeratedCertificate(Certificate):
     class, so that a changed outcome moves n_A - n_c by at most 2. A subclass says which D a radius needs.
     """
 
-    evidence: ClassVar[tuple[type[Evidence], ...]] = (EnumeratedVotes,)
+    evidence: tuple[type[Evidence], ...] = (EnumeratedVotes,)
     alpha_split: Mapping[str, float] = MappingProxyType({})
     exact: ClassVar[bool] = True
 
