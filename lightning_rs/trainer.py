@@ -15,10 +15,12 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch.utils.data import DataLoader
 
 from lightning_rs.attacks import Attacker, AttackRecord
+from lightning_rs.callbacks.fit_log import FitLog
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.own import as_datamodule, is_data
+from lightning_rs.loggers import held
 from lightning_rs.networks.files import reason_not_loaded
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
@@ -189,7 +191,16 @@ class Trainer(pl.Trainer):
             train_dataloaders = val_dataloaders = None
         elif is_data(datamodule):
             datamodule = as_datamodule(datamodule, model, "train")
-        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        if not isinstance(model, BaseClassifier):
+            super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+            return
+        log = FitLog()
+        self.callbacks.insert(0, log)  # type: ignore[attr-defined]  # before those that log when the training starts
+        try:
+            with held(self):
+                super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
+        finally:
+            self.callbacks.remove(log)  # type: ignore[attr-defined]
 
     def predict(
         self,
@@ -253,14 +264,15 @@ class Trainer(pl.Trainer):
             bar.disable()  # the stage shows its own progress
         self.smoothing_stage = stage
         try:
-            with warnings.catch_warnings():
+            with held(self), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message=CALLBACKS_OF_TRAINING)
                 # Nothing is missing: the stage says that all images are recorded.
                 warnings.filterwarnings("ignore", message="Total length of `.*` across ranks is zero")
-                yield
-        except BaseException:
-            stage.interrupted()
-            raise
+                try:
+                    yield
+                except BaseException:
+                    stage.interrupted()
+                    raise
         finally:
             self.smoothing_stage = None
             self.strategy.precision_plugin = precision

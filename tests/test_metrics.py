@@ -14,6 +14,7 @@ from lightning_rs.metrics import (
     certified_accuracy,
     certified_counts,
     clean_accuracy,
+    label_probabilities,
     undecided_rate,
 )
 from lightning_rs.records import ABSTAIN, Certification
@@ -55,6 +56,15 @@ def test_decision_mode_has_no_radius_and_undecided_images_are_their_own_category
 def test_clean_accuracy_of_imported_records_is_that_of_the_issued_predictions() -> None:
     bare = [certification(0, counts=()), certification(1, **{**ABSTAINED, "counts": ()})]
     assert clean_accuracy(bare) == 0.5
+
+
+def test_nothing_is_proved_of_the_label_where_another_class_came_first() -> None:
+    bounds = [certification(i, label=label, bounds={"p_lower": p}) for i, (label, p) in enumerate([(7, 0.9), (3, 0.8)])]
+    below = certification(2, label=7, **{**ABSTAINED, "top": 7, "bounds": {"p_lower": 0.4}})
+    found = label_probabilities([*bounds, below])
+    assert found is not None
+    assert found.tolist() == [0.9, 0.0, 0.4]
+    assert label_probabilities([certification(0, bounds={})]) is None
 
 
 def test_against_brute_force_on_random_records() -> None:

@@ -30,10 +30,12 @@ from lightning_rs.stages.ranks import gather
 _FEW = 4
 _FEWEST = 8
 _FEWEST_SAMPLES = 100
+# In version 0.1 these metrics had the names of the final certification.
+_OLD, _NEW = "certify/", "preview/"
 
 
 class EpochEndCertification(pl.Callback):
-    """Logs ``certify/ACR``, ``certify/accuracy@R`` and ``certify/abstain`` at validation, on few images and samples.
+    """Logs ``preview/ACR``, ``preview/accuracy@R`` and ``preview/abstain`` at validation, on few images and samples.
 
     The images are a fixed subset of the validation split, never of the test set; the network is copied, so that
     training is bit-identical with and without this callback; ranks share the images. The metrics can be monitored by
@@ -67,6 +69,23 @@ class EpochEndCertification(pl.Callback):
         self._size: tuple[int, int] | None = None  # images and samples that the share allows
         self._began: float | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Lightning hook: refuse a monitor under the name that these metrics had in version 0.1.
+
+        Raises:
+            ValueError: naming the callback and the metric's name now.
+        """
+        if stage != "fit":
+            return
+        watching = [*trainer.callbacks, pl_module]  # type: ignore[attr-defined]
+        for each in watching:
+            for told in (getattr(each, "monitor", None), getattr(each, "_monitor", None)):
+                if isinstance(told, str) and told.startswith(_OLD):
+                    raise ValueError(
+                        f"monitor of {type(each).__name__} must be {_renamed(told)!r}, got {told!r}: what is certified "
+                        "of the validation images during training is called preview/..., certify/... is the test data"
+                    )
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: an epoch begins, whose length decides what a certification may cost."""
         self._began = self._clock()
@@ -77,20 +96,24 @@ class EpochEndCertification(pl.Callback):
             return
         due = (trainer.current_epoch + 1) % self.every_n_epochs == 0
         if due or not self._last or trainer.state.fn != TrainerFn.FITTING:
-            configured = self.certifier or Certifier(n0=64, n=1000, alpha=0.01)
-            noise = configured.noise or pl_module.noise
-            certifier = configured.for_noise(noise)
+            certifier, _, radii = self.planned(pl_module)
+            noise = certifier.noise or pl_module.noise
             if not certifier.certificates:
                 warnings.warn(
                     f"no certification at epoch ends: none is registered for {type(noise).__name__}, see usual_for",
                     stacklevel=2,
                 )
                 return
-            radii = self.radii or metric_radii(noise.sigma)
-            self._last = certification_metrics(self._certify(trainer, pl_module, certifier, noise), radii)
+            self._last = certification_metrics(self._certify(trainer, pl_module, certifier, noise), radii, "preview")
         for name, value in self._last.items():
             # All ranks hold the same numbers, so their mean is the number.
             pl_module.log(name, value, prog_bar=name.endswith("ACR"), sync_dist=True)
+
+    def planned(self, model: BaseClassifier) -> tuple[Certifier, int, list[float]]:
+        """Return how a classifier is certified, the number of images, and the radii of the logged accuracies."""
+        configured = self.certifier or Certifier(n0=64, n=1000, alpha=0.01)
+        noise = configured.noise or model.noise
+        return configured.for_noise(noise), self.images, self.radii or metric_radii(noise.sigma)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the standing metrics, so that a resumed training monitors what it did."""
@@ -98,10 +121,18 @@ class EpochEndCertification(pl.Callback):
         return {"last": dict(self._last), **settled}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the standing metrics."""
-        self._last = dict(state_dict["last"])
+        """Take the standing metrics, also under the names of version 0.1."""
+        self._last = {_renamed(name): value for name, value in state_dict["last"].items()}
         size = state_dict.get("size")
         self._size = None if size is None else (int(size[0]), int(size[1]))
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Lightning hook: what a ModelCheckpoint of version 0.1 remembers is found under its monitor's name now."""
+        states = checkpoint["callbacks"]
+        for key in [key for key in states if f"'{_OLD}" in key]:
+            states[key.replace(f"'{_OLD}", f"'{_NEW}")] = states.pop(key)
 
     @torch.no_grad()
     def _certify(
@@ -182,6 +213,10 @@ def _datamodule(trainer: pl.Trainer) -> ImageDataModule:
             f"lightning_rs.data, got {type(data).__name__}"
         )
     return data
+
+
+def _renamed(metric: str) -> str:
+    return _NEW + metric.removeprefix(_OLD) if metric.startswith(_OLD) else metric
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from lightning_rs.cli.runs import continue_logging, drop_what_is_empty, own_fold
 from lightning_rs.cli.words import told, whole_numbers_in_files, with_whole_numbers
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.data.own import as_datamodule
-from lightning_rs.loggers import prepare_loggers, run_directory, summary
+from lightning_rs.loggers import prepare_loggers, run_directory, summary, when_begun
 from lightning_rs.networks.checkpoints import unnamed_network
 from lightning_rs.records import Certification
 from lightning_rs.shipped import checkpoint_path
@@ -44,7 +44,10 @@ class RunConfig(SaveConfigCallback):
     """
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Write the file on rank 0."""
+        """Write the file on rank 0; a W&B run that never begins has none."""
+        when_begun(trainer, lambda: self._write(trainer, stage))
+
+    def _write(self, trainer: pl.Trainer, stage: str) -> None:
         smoothing = getattr(trainer, "smoothing_stage", None)
         name = getattr(stage, "value", stage) if smoothing is None else smoothing.command
         shared = Namespace({key: self.config[key] for key in _SHARED if key in self.config})

@@ -22,9 +22,9 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.engine.streams import image_sha256
-from lightning_rs.loggers import log_figure
+from lightning_rs.loggers import AttackLog, Job
+from lightning_rs.loggers.jobs import checkpoint_file, stage_job
 from lightning_rs.noise.base import noise_from_dict, noise_to_dict
-from lightning_rs.plots.brackets import bracket_figure
 from lightning_rs.records import Certification, Header, environment, read_records
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
@@ -93,6 +93,7 @@ class AttackStage(SmoothingStage):
         self._file: AttackFile | None = None
         self._victim: Victim | None = None
         self._seconds: list[float] = []
+        self._log: AttackLog | None = None
         split = self._header.binding.get("data", {}).get("split", data.certify_split)
         data.certify_split, data.skip, data.max = split, 1, None
         data.indices = sorted(self.certified)
@@ -118,6 +119,7 @@ class AttackStage(SmoothingStage):
         own = self._part(trainer.global_rank)
         done = on_rank_zero(trainer, lambda: self._done(header))
         self._file = AttackFile(own, header)
+        self._log = AttackLog(trainer, self._known() if done else [])
         indices = sorted(self.certified)
         mine = indices[self._shard[0] :: self._shard[1]]
         missing = [position for position, index in enumerate(indices) if index in mine and index not in done]
@@ -143,6 +145,8 @@ class AttackStage(SmoothingStage):
         for record, points in results:
             kept = dataclasses.replace(record, failure=self._keep(record, points)) if points else record
             self._file.append(kept)
+            if self._log is not None:
+                self._log.add(kept, self._job)
             if kept.contradicted:
                 print(repr(kept), file=sys.stderr)
         return batch["index"].tolist()
@@ -158,8 +162,9 @@ class AttackStage(SmoothingStage):
         self.raise_errors()
         on_rank_zero(trainer, lambda: self._merge(trainer.world_size))
         records = read_attacks(self.path)[1]
+        if self._log is not None and records:
+            self._log.finish(records, self.data.name)
         if trainer.is_global_zero and records:
-            log_figure(trainer, "attack/bracket", bracket_figure({self.data.name: records}))
             self.say(self.summary(records))
         refuse_contradictions(records, self.attacker, self.path)
         return records
@@ -183,6 +188,27 @@ class AttackStage(SmoothingStage):
         if self._file is not None:
             self._file.close()
             print(f"attacked images are recorded in {self.path}: the same attack goes on from there", file=sys.stderr)
+        if self._log is not None:
+            self._log.interrupted()
+
+    def _job(self) -> Job:
+        names = ("certificates", "n", "n0", "alpha", "seed", "budget", "runtime", "data")
+        certified = {name: self._header.binding.get(name) for name in names}
+        config = {
+            "attacker": self.attacker.describe(),
+            "certificate": dict(self._spec),
+            "runtime": self.session.prepared.describe(),
+            "records": str(self.records_path),
+            "certification": certified,
+        }
+        checkpoint = checkpoint_file(self.pl_trainer.ckpt_path)
+        return stage_job(
+            "attack", self.model, self.data, self.session.noise, checkpoint, self.session.classifier, config,
+            AttackLog.metrics,
+        )  # fmt: skip
+
+    def _known(self) -> list[AttackRecord]:
+        return [record for part in self._parts() for record in read_attacks(part)[1]]
 
     def _check_noise(self) -> None:
         theirs, own = noise_from_dict(self._header.binding["noise"]), self.model.noise

@@ -19,7 +19,7 @@ from lightning_rs.announce import announced
 from lightning_rs.certifier import Certifier
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.engine.streams import image_sha256
-from lightning_rs.loggers import log_certifications
+from lightning_rs.loggers import CertificationLog
 from lightning_rs.networks import weights_sha256
 from lightning_rs.records import Certification, Header
 from lightning_rs.records.certification import to_line
@@ -73,6 +73,7 @@ class CertificationStage(SmoothingStage):
         self._progress: Progress | None = None
         self._mark = time.monotonic()
         self._source: dict[str, Any] | None = None
+        self._log: CertificationLog | None = None
 
     @property
     def files(self) -> RecordSet:
@@ -106,8 +107,18 @@ class CertificationStage(SmoothingStage):
         self._files = files
         mine = _shard_positions(len(subset), self._shard)
         missing = [p for p in mine if indices[p] not in done]
+        self._log = self._opened_log(header, {indices[p] for p in mine} & done, len(missing))
         self._announce(len(mine), missing)
         return self.loader(missing, session.images_at_once)
+
+    def _opened_log(self, header: Header, done: set[int], missing: int) -> CertificationLog:
+        """Return what tells the loggers of this process, which count the images of an earlier run too."""
+        trainer = self.pl_trainer
+        known = self.files.read() if done and trainer.loggers and trainer.is_global_zero else []
+        return CertificationLog(
+            trainer, self.model, self.data, header, self.files.path, self.session.noise,
+            len(done) + -(-missing // trainer.world_size), [record for record in known if record.index in done],
+        )  # fmt: skip
 
     def _check_recorded(self, files: RecordSet, indices: list[int]) -> None:
         """Refuse to go on with a file whose images are others than those on disk now.
@@ -135,6 +146,8 @@ class CertificationStage(SmoothingStage):
             self._mark = now
             if self._progress is not None:
                 self._progress.add_record(record)
+            if self._log is not None:
+                self._log.add(record)
             if self.pl_trainer.received_sigterm:  # a scheduler's request, which Lightning's predict loop never heeds
                 raise SystemExit(128 + signal.SIGTERM)
         return batch["index"].tolist()
@@ -149,8 +162,8 @@ class CertificationStage(SmoothingStage):
         chosen = [expected[p] for p in _shard_positions(len(expected), self._shard)]
         on_rank_zero(trainer, lambda: self.files.merge(chosen))
         certifications = self.files.read()
-        if trainer.is_global_zero:
-            log_certifications(trainer, certifications, self.session.noise)
+        if self._log is not None:
+            self._log.finish(certifications)
         return certifications
 
     def interrupted(self) -> None:
@@ -166,6 +179,8 @@ class CertificationStage(SmoothingStage):
                 f"{done} images are recorded in {self._files.path}: the same certification goes on from there",
                 file=sys.stderr,
             )
+        if self._log is not None:
+            self._log.interrupted(self._files.read())
 
     def _header(self, indices: list[int]) -> Header:
         session, described = self.session, self.data.describe()

@@ -15,7 +15,8 @@ from lightning_rs.announce import announced
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming
 from lightning_rs.data.base import ImageDataModule
-from lightning_rs.loggers import run_directory
+from lightning_rs.loggers import Job, PredictionLog, run_directory
+from lightning_rs.loggers.jobs import checkpoint_file, stage_job
 from lightning_rs.noise import noise_to_dict
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
@@ -43,6 +44,7 @@ class PredictionStage(SmoothingStage):
     def __init__(self, certifier: Certifier | None, data: ImageDataModule) -> None:
         super().__init__(certifier, data)
         self.path = Path("predictions.csv")
+        self._log: PredictionLog | None = None
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Lightning hook: the certification subset."""
@@ -69,6 +71,7 @@ class PredictionStage(SmoothingStage):
                 f"  note: every image abstains: n = {samples} samples are never significant at alpha = "
                 f"{self.certifier.alpha:g}, even if all agree; the smallest useful n is {needed}"
             )
+        self._log = PredictionLog(trainer)
         return self.loader(range(len(subset)))
 
     def _step(self, batch: Mapping[str, Tensor]) -> list[int]:
@@ -86,7 +89,23 @@ class PredictionStage(SmoothingStage):
         ran = self._ran()
         lines = [[i, y, c, int(c < 0), p, n, certifier.alpha, found.seed, *ran] for i, y, c, p in rows]
         self._write(self._part(self.pl_trainer.global_rank), lines, "a")
+        if self._log is not None:
+            self._log.add(batch["label"].tolist(), found.prediction.tolist(), self._job)
         return found.prediction.tolist()
+
+    def interrupted(self) -> None:
+        """Tell the loggers what is there."""
+        if self._log is not None:
+            self._log.interrupted()
+
+    def _job(self) -> Job:
+        certifier, session = self.certifier, self.session
+        how = {"n": certifier.n, "alpha": certifier.alpha, "runtime": session.prepared.describe()}
+        checkpoint = checkpoint_file(self.pl_trainer.ckpt_path)
+        return stage_job(
+            "predict", self.model, self.data, session.noise, checkpoint, session.classifier,
+            {**how, "predictions": str(self.path)}, PredictionLog.metrics,
+        )  # fmt: skip
 
     def _ran(self) -> list[str]:
         """Return what predicted: the network's fingerprint, the noise and the runtime, as text."""
@@ -106,6 +125,8 @@ class PredictionStage(SmoothingStage):
             self._part(rank).unlink()
         rows.sort(key=lambda row: int(row["index"]))
         self._write(self.path, [list(_COLUMNS), *(list(row.values()) for row in rows)], "w")
+        if self._log is not None:
+            self._log.finish(rows)
         abstained = sum(int(row["abstain"]) for row in rows)
         right = sum(row["label"] == row["prediction"] for row in rows)
         total = max(len(rows), 1)

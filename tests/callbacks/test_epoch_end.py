@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rs.callbacks import EpochEndCertification, NoisyImageGrid
@@ -56,11 +56,11 @@ def test_metrics_are_those_of_the_records(tmp_path: Path) -> None:
     session = certifier.session(model.network, model.noise, model.shape, grid=data.grid, stage="epoch-end")  # type: ignore[union-attr]
     records = list(session.certify(batch.image, batch.label, batch.own))
     right = [record.radius if record.prediction == record.label else None for record in records]
-    assert run.callback_metrics["certify/ACR"] == pytest.approx(sum(r or 0.0 for r in right) / 12, rel=1e-6)
-    assert run.callback_metrics["certify/accuracy@0"] == pytest.approx(sum(r is not None for r in right) / 12)
-    assert run.callback_metrics["certify/accuracy@0.25"] == pytest.approx(sum((r or 0) >= 0.25 for r in right) / 12)
-    assert run.callback_metrics["certify/abstain"] == pytest.approx(sum(r.prediction < 0 for r in records) / 12)
-    assert 0 < run.callback_metrics["certify/ACR"] < 1
+    assert run.callback_metrics["preview/ACR"] == pytest.approx(sum(r or 0.0 for r in right) / 12, rel=1e-6)
+    assert run.callback_metrics["preview/accuracy@0"] == pytest.approx(sum(r is not None for r in right) / 12)
+    assert run.callback_metrics["preview/accuracy@0.25"] == pytest.approx(sum((r or 0) >= 0.25 for r in right) / 12)
+    assert run.callback_metrics["preview/abstain"] == pytest.approx(sum(r.prediction < 0 for r in records) / 12)
+    assert 0 < run.callback_metrics["preview/ACR"] < 1
 
 
 def test_the_test_data_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +77,10 @@ def test_the_test_data_is_never_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_checkpoints_can_monitor_it(tmp_path: Path) -> None:
-    saved = ModelCheckpoint(dirpath=tmp_path, monitor="certify/ACR", mode="max", save_top_k=1)
+    saved = ModelCheckpoint(dirpath=tmp_path, monitor="preview/ACR", mode="max", save_top_k=1)
     run = trainer(tmp_path, callbacks=[small(every_n_epochs=2), saved], max_epochs=4, enable_checkpointing=True)
     run.fit(classifier(), datamodule=Digits())
-    assert saved.best_model_score == pytest.approx(float(run.callback_metrics["certify/ACR"]), rel=0.5)
+    assert saved.best_model_score == pytest.approx(float(run.callback_metrics["preview/ACR"]), rel=0.5)
     assert "epoch=2" not in saved.best_model_path  # between certifications nothing is better
 
 
@@ -97,9 +97,9 @@ def test_it_certifies_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model, data = classifier(), Digits()
     run.fit(model, datamodule=data)
     assert epochs == [0, 2, 5]
-    standing = float(run.callback_metrics["certify/ACR"])
+    standing = float(run.callback_metrics["preview/ACR"])
     assert callback.state_dict() == {"last": callback._last}
-    assert callback._last["certify/ACR"] == pytest.approx(standing)
+    assert callback._last["preview/ACR"] == pytest.approx(standing)
     # An evaluation is of the weights at hand, so nothing stands there.
     run.validate(model, datamodule=data, verbose=False)
     assert len(epochs) == 4
@@ -107,15 +107,30 @@ def test_it_certifies_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_a_resumed_training_keeps_the_standing_metrics() -> None:
     one, other = small(), small()
-    one._last = {"certify/ACR": 0.5}
+    one._last = {"preview/ACR": 0.5}
     other.load_state_dict(one.state_dict())
-    assert other._last == {"certify/ACR": 0.5}
+    assert other._last == {"preview/ACR": 0.5}
+
+
+def test_metrics_have_new_names_and_old_checkpoints_are_read(tmp_path: Path) -> None:
+    """Until 0.1 they were called as those of the test data are."""
+    callback = small()
+    callback.load_state_dict({"last": {"certify/ACR": 0.5, "certify/accuracy@0.25": 0.25}})
+    assert callback._last == {"preview/ACR": 0.5, "preview/accuracy@0.25": 0.25}
+    saved = ModelCheckpoint(dirpath=tmp_path, monitor="preview/ACR", mode="max")
+    old = {"callbacks": {saved.state_key.replace("preview", "certify"): {"best_model_score": 0.5}}}
+    callback.on_load_checkpoint(trainer(tmp_path), classifier(), old)
+    assert old["callbacks"] == {saved.state_key: {"best_model_score": 0.5}}
+    for monitoring in (ModelCheckpoint(monitor="certify/ACR", mode="max"), EarlyStopping("certify/ACR", mode="max")):
+        run = trainer(tmp_path, callbacks=[small(), monitoring], max_epochs=1, enable_checkpointing=True)
+        with pytest.raises(ValueError, match=r"monitor of \w+ must be 'preview/ACR', got 'certify/ACR'"):
+            run.fit(classifier(), datamodule=Digits())
 
 
 def test_other_noise_takes_its_own_certificate(tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[EpochEndCertification(images=4)], max_epochs=1)
     run.fit(classifier(noise=LaplaceNoise(0.2)), datamodule=Digits())
-    assert "certify/ACR" in run.callback_metrics
+    assert "preview/ACR" in run.callback_metrics
 
 
 def test_fast_development_runs_take_few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +151,7 @@ def test_without_our_data_it_says_what_it_needs(tmp_path: Path) -> None:
 def test_without_validation_images_there_is_nothing_to_certify(tmp_path: Path) -> None:
     run = trainer(tmp_path, callbacks=[small(), NoisyImageGrid()], max_epochs=1)
     run.fit(classifier(), datamodule=Digits(val_size=0))
-    assert "certify/ACR" not in run.callback_metrics
+    assert "preview/ACR" not in run.callback_metrics
     assert (tmp_path / "noise_images.png").is_file()
 
 
