@@ -61,6 +61,21 @@ def average_certified_radius(certifications: Iterable[Certification]) -> float:
     return total / count if count else math.nan
 
 
+def hard_half_radius(certifications: Iterable[Certification]) -> float:
+    """Return the average certified radius of the harder half of the images, in input units.
+
+    The average is dominated by easy images, and so says little about the others (Sun et al. 2024): of m images, these
+    are the ceil(m / 2) with the smallest ``radius * correct``, chosen from the same records after the fact. It
+    describes a run and is no guarantee. NaN in decision mode.
+
+    Raises:
+        ValueError: if there are no images, or one has no label.
+    """
+    radii = sorted(c.radius * c.correct for c in _labelled(_some(certifications)) if c.has_radius)
+    half = radii[: -(-len(radii) // 2)]
+    return math.fsum(half) / len(half) if half else math.nan
+
+
 def abstention_rate(certifications: Iterable[Certification]) -> float:
     """Return the share of images for which nothing could be certified; undecided ones are not among them.
 

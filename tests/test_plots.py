@@ -5,11 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from scipy import special
 
 from lightning_rs.metrics import certified_accuracy
 from lightning_rs.plots import (
@@ -23,8 +24,11 @@ from lightning_rs.plots import (
     plane_figure,
     radius_histogram,
     save_figure,
+    vote_bound_figure,
 )
+from lightning_rs.plots.brackets import bracket_figure
 from lightning_rs.records import Certification
+from tests.plotting import assert_readable
 from tests.test_metrics import DECIDED, FIVE, random_records
 from tests.test_records import ABSTAINED, certification
 
@@ -103,6 +107,98 @@ def test_one_run_has_no_envelope_and_many_runs_stay_distinct() -> None:
     assert len(looks) == 12, "no two of twelve runs look the same"
 
 
+LONG = "runs/cifar10/resnet110_noise_0.25_consistency_lambda_20_eta_0.5_seed_{}/certify/test_n100000"
+
+
+def many_runs(count: int, name: str) -> dict[str, list[Certification]]:
+    rng = np.random.default_rng(count)
+    return {name.format(i): random_records(rng, 20) for i in range(count)}
+
+
+@pytest.mark.parametrize(
+    ("count", "name", "axes"),
+    [(1, LONG, 1), (4, LONG, 1), (5, LONG, 1), (12, "run {}", 1), (22, LONG, 4), (50, "{}", 9)],
+)
+def test_any_number_of_runs_and_any_names_stay_inside_and_distinct(count: int, name: str, axes: int) -> None:
+    runs = many_runs(count, name)
+    figure = certified_accuracy_figure(runs, title=LONG)
+    assert_readable(figure, [*runs, *([ENVELOPE] if count > 1 else []), LONG], curves=True)
+    assert len(figure.axes) == axes
+    drawn_runs = [line.get_label() for panel in figure.axes for line in panel.lines if line.get_label() != ENVELOPE]
+    assert drawn_runs == list(runs), "every run is drawn once, in order"
+    assert len({panel.get_xlim() + panel.get_ylim() for panel in figure.axes}) == 1, "panels have one scale"
+
+
+def test_names_are_shown_as_they_are() -> None:
+    names = ["_hidden", "$x_0$", "a$b", "x" * 300 + "1", "x" * 299 + "1"]
+    figure = certified_accuracy_figure(dict.fromkeys(names, FIVE), envelope=False)
+    assert_readable(figure, names[:3])
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend[:3] == names[:3]
+    assert len(set(legend)) == 5, "names that are cut to the same are numbered"
+    assert all("\N{HORIZONTAL ELLIPSIS}" in text for text in legend[3:])
+
+
+def test_radii_in_units_of_sigma() -> None:
+    figure = certified_accuracy_figure({"a": FIVE, "b": FIVE}, units={"a": 0.5, "b": 0.25}, envelope=False)
+    ends = [max(line.get_xdata()) for line in figure.axes[0].lines]
+    assert ends == [2.0, 4.0]
+    assert "units of sigma" in figure.axes[0].get_xlabel()
+
+
+def test_the_distribution_of_bounds_of_p() -> None:
+    tails = {"a": [0.4, 0.01, 1.0, 0.001], "b": [0.2, 0.2, 0.2, 1e-6]}
+    figure = vote_bound_figure(tails, "l2", ("cap", 1e-6), LONG)
+    assert_readable(figure, ["a", "b", "cap", LONG], curves=True)
+    [axes] = figure.axes
+    line = axes.lines[0]
+    for tail, below in ((0.5, 0.25), (0.39, 0.5), (0.02, 0.5), (0.005, 0.75), (1e-4, 1.0)):
+        x, y = line.get_xdata(), line.get_ydata()
+        # Steps hold from one edge up to the next.
+        assert y[np.searchsorted(x, -special.ndtri(tail), side="right") - 1] == below, tail
+    assert line.get_drawstyle() == "steps-post"
+    assert axes.get_xlim()[1] > -special.ndtri(1e-6)
+    many = {f"run {i}": [0.1, 0.2] for i in range(13)}
+    assert_readable(vote_bound_figure(many, "linf"), list(many), curves=True)
+    with pytest.raises(ValueError, match="at least one run with at least one image"):
+        vote_bound_figure({"a": []})
+    with pytest.raises(ValueError, match="tails of 'a'"):
+        vote_bound_figure({"a": [1.5]})
+
+
+@pytest.mark.parametrize(("count", "name", "axes"), [(1, LONG, 2), (4, "{}", 2), (25, LONG, 6)])
+def test_changes_of_any_number_of_runs_stay_inside(count: int, name: str, axes: int) -> None:
+    rng = np.random.default_rng(1)
+    columns = {kind: {name.format(i): rng.standard_normal(9) for i in range(count)} for kind in ("A", LONG[:60])}
+    figure = change_figure(columns, "the first certificate of the file, or another one", LONG)
+    assert_readable(figure, [*columns["A"], "A", LONG[:60]])
+    assert len(figure.axes) == axes
+
+
+def test_other_figures_keep_long_texts_inside() -> None:
+    assert_readable(radius_histogram(FIVE, title=LONG))
+    clean = np.zeros((2, 1, 4, 4))
+    assert_readable(image_grid({LONG: clean, "$b$": clean}, rows=[LONG, "label 7"], title=LONG))
+    assert_readable(plane_figure([[0.0, 0.0]] * 9, [], [in_the_plane(0, 0.5, 0.6)], "Second", title=LONG))
+    panels = {"l2": {"with": {LONG: FIVE, "b": FIVE}, "without": {LONG: FIVE, "b": FIVE}}}
+    assert_readable(certified_accuracy_panels(panels, title=LONG), ["with", "without", "b"])
+    attacked = [Attacked("l2", (0.1 * i, 0.2 * i + 0.1)) for i in range(4)]
+    assert_readable(bracket_figure({LONG: attacked, "_b": attacked}, title=LONG), ["_b: certified at r (4 images)"])
+
+
+class Attacked(NamedTuple):
+    norm: str
+    bracket: tuple[float, float]
+
+
+def test_more_runs_than_colours_are_refused_where_colour_alone_tells_them_apart() -> None:
+    panels = {"l2": {"with": {str(i): FIVE for i in range(7)}}}
+    with pytest.raises(ValueError, match=r"at most 6 runs \(colours\) and 4 kinds \(lines\), got 7 and 1"):
+        certified_accuracy_panels(panels)
+    with pytest.raises(ValueError, match="runs must be at most 6, which are told apart by colour, got 7"):
+        bracket_figure({str(i): [Attacked("l2", (0.1, 0.2))] for i in range(7)})
+
+
 def test_norms_are_not_mixed_in_one_figure() -> None:
     with pytest.raises(ValueError, match="norms are not mixed in one figure: run 'b' has 'l1', expected 'l2'"):
         certified_accuracy_figure({"a": FIVE, "b": [certification(0, norm="l1")]})
@@ -151,7 +247,7 @@ def test_bad_images_are_one_error(columns: dict[str, np.ndarray], message: str) 
 
 
 def test_equal_figures_give_equal_files(tmp_path: Path) -> None:
-    for suffix in ("svg", "png"):
+    for suffix in ("svg", "png", "pdf"):
         files = [save_figure(certified_accuracy_figure({"a": FIVE}), tmp_path / f"{i}.{suffix}") for i in range(2)]
         contents = [file.read_bytes() for file in files]
         assert contents[0] == contents[1]

@@ -18,10 +18,10 @@ from lightning_rs.certificates.base import Setting, certificate_from_dict
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.cli.commands import export_main, import_main, merge_main, report_main
 from lightning_rs.evidence import Votes
-from lightning_rs.metrics import average_certified_radius, certified_accuracy
+from lightning_rs.metrics import average_certified_radius, certified_accuracy, clean_accuracy
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.records import ABSTAIN, Certification, RecordFile, body_lines, read_records
-from lightning_rs.report import FORMATS, load_runs, recompute, report
+from lightning_rs.records import ABSTAIN, Certification, RecordFile, body_lines, nearest_decimals, read_records
+from lightning_rs.report import load_runs, recompute, report
 from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.tables import Table
 from lightning_rs.setting import Selection
@@ -97,14 +97,71 @@ def test_report_csv_has_one_row_a_run_at_full_precision(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"{name}.jsonl", runs[name]) for name in runs]
     made = report(paths, tmp_path / "out", radii=[0, 0.1, 0.25, 1.5])
     rows = read_csv(tmp_path / "out" / "report.csv")
-    assert list(rows[0]) == ["run", "sigma", "n_images", "acr", "abstain", "acc@0", "acc@0.1", "acc@0.25", "acc@1.5"]
+    assert list(rows[0])[:8] == ["run", "sigma", "n_images", "acr", "abstain", "undecided", "clean", "hard_half_acr"]
     for row, (name, records) in zip(rows, runs.items(), strict=True):
         assert (row["run"], float(row["sigma"]), row["n_images"]) == (name, SIGMA, "70")
         assert float(row["acr"]) == average_certified_radius(records), "no digit is lost"
         expected = certified_accuracy(records, [0, 0.1, 0.25, 1.5])
         assert [float(row[f"acc@{r}"]) for r in ("0", "0.1", "0.25", "1.5")] == expected.tolist()
-    assert [file.name for file in made.files] == [f"report.{name}" for name in FORMATS]
+    # Beside the tables: what a paper takes of them; no p is known of these imported radii, and one sigma has one scale.
+    assert [file.name for file in made.files] == [
+        "report.csv", "report.md", "report.tex", "report_tables.tex", "report.pdf", "report.png", "report.svg",
+    ]  # fmt: skip
     assert all(file.stat().st_size > 200 for file in made.files)
+
+
+def test_report_csv_says_all_that_the_text_says(tmp_path: Path) -> None:
+    records = voted_records()
+    path = save(tmp_path / "run.jsonl", records)
+    made = report([path], tmp_path / "out", radii=[0, 4], formats=["csv"], rho=0.01, method="exact")
+    [row] = read_csv(tmp_path / "out" / "report.csv")
+    [run] = load_runs([path])
+    assert float(row["clean"]) == clean_accuracy(records)
+    assert (row["certificate"], row["noise"]) == ("GaussianL2", "GaussianNoise(sigma=8.0)")
+    assert (float(row["alpha"]), row["n"], row["n0"], row["mode"]) == (0.001, "1000", "10", "fixed")
+    assert (row["norm"], row["ball"], row["grid"], row["data"]) == ("l2", "open", "", "digits")
+    assert (float(row["rho"]), row["theorem_5"], float(row["confidence"])) == (0.01, "exact", 0.95)
+    assert row["classifier"] == "ab" * 32
+    for r in (0, 4):
+        hits = int(run.hits([r])[0])
+        assert float(row[f"bound@{r}"]) == float(run.lower_bound([r], 0.01, "exact")[0])
+        low, high = stats.binomtest(hits, 40).proportion_ci(0.95, "exact")
+        assert float(row[f"acc_low@{r}"]) == pytest.approx(low, abs=1e-9)
+        assert float(row[f"acc_high@{r}"]) == pytest.approx(high, abs=1e-9)
+    assert float(row["acc@0.5*sigma"]) == certified_accuracy(records, [4])[0]
+    right = [r.top == r.label and r.bounds["q_upper"] <= 0.1 for r in records]
+    assert float(row["p@0.9"]) == sum(right) / 40
+    halves = sorted(r.radius * r.correct for r in records)[:20]
+    assert float(row["hard_half_acr"]) == pytest.approx(math.fsum(halves) / 20)
+    assert "GaussianL2, alpha = 0.001, n = 1000" in row["notes"]
+    text = str(made)
+    for key in ("clean", "hard_half_acr", "acr"):
+        assert nearest_decimals(float(row[key]), 3 if key == "clean" else 4) in text
+
+
+def test_the_distribution_of_p_has_its_figure_and_its_cap(tmp_path: Path) -> None:
+    path = save(tmp_path / "run.jsonl", voted_records())
+    [run] = load_runs([path])
+    assert run.smallest_tail == pytest.approx(1 - 0.001 ** (1 / N))
+    assert run.tails is not None
+    assert run.tails.tolist() == [r.bounds["q_upper"] if r.top == r.label else 1.0 for r in run.records]
+    made = report([path], tmp_path / "out", formats=["svg", "md"])
+    assert [file.name for file in made.files] == ["report.svg", "report_p.svg", "report.md"]
+    assert "](report_p.svg)" in (tmp_path / "out" / "report.md").read_text()
+    assert "whose lower bound of p >=" in str(made)
+    [decided] = load_runs([save(tmp_path / "d.jsonl", [certification(0, status="decided", **DECISION)])])
+    [bare] = load_runs([save(tmp_path / "i.jsonl", [certification(0, radius=0.1)])])
+    assert decided.tails is None is bare.tails
+
+
+def test_noise_levels_are_also_compared_at_r_over_sigma(tmp_path: Path) -> None:
+    weak = [certification(i, radius=0.25) for i in range(4)]
+    paths = [save(tmp_path / "a.jsonl", weak, noise=noise(0.5)), save(tmp_path / "b.jsonl", weak, noise=noise(0.25))]
+    made = report(paths, tmp_path / "out", formats=["png"])
+    assert [file.name for file in made.files] == ["report.png", "report_sigma.png"]
+    [table] = [table for table in made.groups[0].tables() if table.title == "l2: certified accuracy at r / sigma ="]
+    assert table.columns == ["run", "0", "0.25", "0.5", "0.75", "1"]
+    assert table.rows == [["a", "1.000", "1.000", "1.000", "0.000", "0.000"], ["b", *["1.000"] * 5]]
 
 
 def test_the_table_for_people(tmp_path: Path) -> None:
@@ -112,8 +169,12 @@ def test_the_table_for_people(tmp_path: Path) -> None:
     records += [certification(3, radius=0.9, label=1), certification(4, **ABSTAINED)]
     text = str(report([save(tmp_path / "run.jsonl", records)], radii=[0, 0.5]))
     lines = text.splitlines()
-    assert lines[2].split() == ["run", "sigma", "images", "ACR", "abstain", "clean", "0", "0.5"]
-    assert lines[4].split() == ["run", "8", "5", "0.3600", "0.200", "0.600", "0.600", "0.400"]
+    assert lines[2].split() == ["run", "sigma", "images", "abstain", "clean", "0", "0.5"]
+    assert lines[4].split() == ["run", "8", "5", "0.200", "0.600", "0.600", "0.400"]
+    # Averages come by themselves and last: easy images dominate them.
+    start = lines.index("l2: average certified radius, in input units")
+    assert lines[start + 2].split() == ["run", "ACR", "hard", "half"]
+    assert lines[start + 4].split() == ["run", "0.3600", "0.1000"]
     assert "- run: GaussianL2, alpha = 0.001, n = 1000, fixed sampling." in lines
     assert "envelope" not in text, "one run has no envelope"
 
@@ -210,7 +271,7 @@ def test_decision_mode_has_no_average_and_nothing_beyond_its_target(tmp_path: Pa
     assert (row["acr"], row["abstain"], row["acc@0.5"], row["acc@0.75"]) == ("", "0.2", "0.6", "")
     table = str(made).splitlines()
     assert "undecided" in table[2]
-    assert table[4].split() == ["run", "8", "10", "-", "0.200", "0.200", "0.800", "0.600", "0.600", "-"]
+    assert table[4].split() == ["run", "8", "10", "0.200", "0.200", "0.800", "0.600", "0.600", "-"]
     assert "only decided whether the radius reaches 0.5" in str(made)
     assert 0.5 in report([path]).groups[0].radii
 
@@ -231,11 +292,12 @@ def test_default_radii_are_round(tmp_path: Path) -> None:
         path = tmp_path / f"{largest}.jsonl"
         return list(report([save(path, [certification(0, radius=largest)])]).groups[0].radii)
 
+    # At most nine, because the intervals of more do not fit on a page.
     assert radii(0.9) == [0, 0.25, 0.5, 0.75]
-    assert radii(3.81)[-1] == 3.75
-    assert radii(0.457) == [0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45]
-    assert radii(0.015)[1] == 0.001
-    assert radii(12.0)[:3] == [0, 1, 2]
+    assert radii(3.81) == [0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5]
+    assert radii(0.457) == [0, 0.1, 0.2, 0.3, 0.4]
+    assert radii(0.015)[1] == 0.002
+    assert radii(12.0)[:3] == [0, 2, 4]
     assert radii(0.5)[-1] == 0.5, "the largest radius itself is included"
     wrong = save(tmp_path / "wrong.jsonl", [certification(0, label=1)])
     assert list(report([wrong]).groups[0].radii) == [0.0]
@@ -450,7 +512,8 @@ def test_changes_of_radius_within_a_file(tmp_path: Path) -> None:
     gained, lost = sum(old == 0 < new for old, new in both), sum(new == 0 < old for old, new in both)
     assert (row[:2], row[-2:]) == (["run:GaussianTwoClassL2", str(len(expected))], [str(gained), str(lost)])
     names = [file.name for file in made.files]
-    assert [name for name in names if "changes" in name] == ["report_changes.png", "report_changes.svg"]
+    endings = [name.removeprefix("report_changes.") for name in names if "changes" in name]
+    assert endings == ["csv", "pdf", "png", "svg"]
     assert "report_changes.svg" in (tmp_path / "out" / "report.md").read_text()
     assert "Changes of radius" in str(made)
 
@@ -538,7 +601,7 @@ def test_bad_input_is_one_error(tmp_path: Path) -> None:
         (lambda: report([empty]), "no image is recorded yet"),
         (lambda: report([path], radii=[-1.0]), "radii must be >= 0"),
         (lambda: report([path], rho=0.0), r"rho must lie in \(0, 1\)"),
-        (lambda: report([path], formats=["pdf"]), "formats must be one of 'csv'"),
+        (lambda: report([path], formats=["jpg"]), "formats must be one of 'csv'"),
         (lambda: report([path], method="guess"), "method must be one of"),  # type: ignore[arg-type]
     ]
     for call, message in calls:
@@ -552,10 +615,11 @@ def test_the_files_are_well_formed(tmp_path: Path) -> None:
     paths = [save(tmp_path / f"run_{i}%.jsonl", voted_records()) for i in range(2)]
     report(paths, tmp_path / "out", radii=[0, 0.5])
     tex = (tmp_path / "out" / "report.tex").read_text()
-    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 3
+    # Accuracy at r and at r / sigma, bounds of p, averages, Theorem 5, intervals.
+    assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 6
     body = [line for line in tex.splitlines() if line.endswith(r"\\")]
     assert r"run\_0\%" in tex
-    assert {line.count("&") for line in body[:4]} == {7}
+    assert {line.count("&") for line in body[:4]} == {6}
     assert all("_" not in line.replace(r"\_", "") for line in body)
     assert r"probability $\geq$ 0.999" in tex
     markdown = (tmp_path / "out" / "report.md").read_text()
@@ -628,7 +692,8 @@ def test_published_logs_give_the_published_numbers(shared: Path, tmp_path: Path)
         table = shared / "data" / "cohen-cifar10" / f"sigma_{sigma}.tsv"
         given = ["--sigma", sigma, "--n", "100000", "--alpha", "0.001", "--data", "cifar10"]
         assert import_main([str(table), "--out", str(paths[-1]), *given]) == 0
-    assert report_main([*map(str, paths), "--out", str(tmp_path / "out"), "--formats", "csv"]) == 0
+    at = [f"{i / 4:g}" for i in range(7)]
+    assert report_main([*map(str, paths), "--out", str(tmp_path / "out"), "--format", "csv", "--radii", *at]) == 0
     for row, (sigma, (radius, accuracies)) in zip(
         read_csv(tmp_path / "out" / "report.csv"), PUBLISHED.items(), strict=True
     ):

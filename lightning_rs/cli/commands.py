@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning_rs.checks import naming
 from lightning_rs.records import export_tsv, import_table, merge, merge_sidecars
-from lightning_rs.records.reading import is_record_file
+from lightning_rs.records.reading import record_files
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
@@ -26,11 +27,20 @@ def report_main(argv: Sequence[str] | None = None) -> int:
 
     parser = _parser("report", _REPORT)
     parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files, or folders of them")
-    parser.add_argument("--out", metavar="DIR", help="write report.csv, .md, .tex, .png and .svg into this folder")
+    parser.add_argument(
+        "--name",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="how a run is called: one for each of RECORDS in their order, or PATH=NAME for some",
+    )
+    parser.add_argument("--out", metavar="DIR", help="write report.csv, .md, .tex and figures into this folder")
     parser.add_argument("--radii", nargs="+", type=float, metavar="R", help="radii to compare at, in input units")
     parser.add_argument("--alpha", type=float, help="recompute at this alpha, where that is sound")
     parser.add_argument("--rho", type=float, default=0.001, help="failure probability of the Theorem 5 bounds")
-    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS, help="files to write into DIR")
+    parser.add_argument(
+        "--format", "--formats", nargs="+", default=FORMATS, choices=FORMATS, help="files to write into DIR"
+    )
     parser.add_argument(
         "--method",
         default="uniform",
@@ -41,9 +51,11 @@ def report_main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> str:
-        files = _record_files(args.records)
-        made = report(files, args.out, args.radii, args.alpha, args.rho, args.formats, args.method, args.paired)
-        return "\n".join([str(made), *(f"wrote {file}" for file in made.files)])
+        made = report(
+            args.records, args.out, args.radii, args.alpha, args.rho, args.format, args.method, args.paired, args.name
+        )
+        width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+        return "\n".join([made.text(width), *(f"wrote {file}" for file in made.files)])
 
     return _finish(parser, run)
 
@@ -60,7 +72,7 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
             from lightning_rs.records.attack_files import merge_attacks
 
             return f"{args.out}: {merge_attacks(args.records, args.out)} images"
-        paths = _record_files(args.records)
+        paths = [str(file) for _, inside in record_files(args.records) for file in inside]
         count = merge(paths, args.out)
         merge_sidecars(paths, args.out)
         return f"{args.out}: {count} images"
@@ -114,20 +126,6 @@ def export_main(argv: Sequence[str] | None = None) -> int:
 
 def _parser(command: str, description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"lightning_rs {command}", description=description)
-
-
-def _record_files(paths: Sequence[str]) -> list[str]:
-    """Return the paths with every folder replaced by the record files in it, and in the folders in it."""
-    found = []
-    for path in paths:
-        if not Path(path).is_dir():
-            found.append(path)
-            continue
-        inside = sorted(str(file) for file in Path(path).rglob("*.jsonl") if is_record_file(file))
-        if not inside:
-            raise FileNotFoundError(f"no record file in the folder {path}")
-        found += inside
-    return found
 
 
 def _finish(parser: argparse.ArgumentParser, run: Callable[[], str]) -> int:

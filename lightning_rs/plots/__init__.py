@@ -8,6 +8,7 @@ from lightning_rs.plots.images import image_grid
 from lightning_rs.plots.panels import certified_accuracy_panels
 from lightning_rs.plots.plane import Regions, plane_figure
 from lightning_rs.plots.style import COLOURS, save_figure
+from lightning_rs.plots.votes import vote_bound_figure
 
 __all__ = [
     "COLOURS",
@@ -21,4 +22,5 @@ __all__ = [
     "plane_figure",
     "radius_histogram",
     "save_figure",
+    "vote_bound_figure",
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.plots.style import COLOURS, finish
+from lightning_rs.plots.text import LINE, labels, lines_of, literal_legend, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,16 +56,18 @@ def bracket_figure(runs: Mapping[str, Sequence[Bracketed]], title: str = "") -> 
         title: heading, none if empty.
 
     Raises:
-        ValueError: if there are no runs, one has no records, or norms differ.
+        ValueError: if there are no runs, one has no records, norms differ, or there are more runs than colours.
     """
     from matplotlib.figure import Figure
 
+    if len(runs) > len(COLOURS):
+        raise ValueError(f"runs must be at most {len(COLOURS)}, which are told apart by colour, got {len(runs)}")
     norms = sorted({record.norm for records in runs.values() for record in records})
     if len(norms) != 1:
         raise ValueError(f"runs must be of one norm, got {', '.join(norms) or 'none'}")
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(layout="constrained")
     axes = figure.add_subplot()
-    right = 0.0
+    right, lines, texts = 0.0, [], []
     for (name, records), colour in zip(runs.items(), COLOURS, strict=False):
         edges, certified, standing = bracket_steps(records)
         right = max(right, float(edges[-1]))
@@ -73,9 +76,10 @@ def bracket_figure(runs: Mapping[str, Sequence[Bracketed]], title: str = "") -> 
             (certified, "solid", "certified at r"),
             (standing, (0, (6, 2)), "not attacked at r"),
         ):
-            axes.step(
+            texts.append(f"{name}: {what} ({len(records)} images)")
+            lines += axes.step(
                 end, np.append(heights, heights[-1]), where="post", color=colour, linestyle=style, lw=1.8,
-                label=f"{name}: {what} ({len(records)} images)",
+                label=texts[-1],
             )  # fmt: skip
         axes.fill_between(
             end, np.append(certified, certified[-1]), np.append(standing, standing[-1]), step="post", color=colour,
@@ -83,6 +87,8 @@ def bracket_figure(runs: Mapping[str, Sequence[Bracketed]], title: str = "") -> 
         )  # fmt: skip
     axes.set_xlim(0, right * 1.05 if right > 0 else 1.0)
     axes.set_ylim(0, 1.02)
-    finish(axes, f"{norms[0]} radius r (input units)", "share of images", title)
-    figure.legend(loc="outside upper center", ncols=1, fontsize=9, frameon=False)
+    finish(axes, f"{norms[0]} radius r (input units)", "share of images", wrapped(title, 5.5, 11))
+    shown = labels(texts, 5.5, 9)
+    figure.set_size_inches(6.4, 4.1 + LINE * lines_of(shown))
+    literal_legend(figure, lines, shown, loc="outside upper center", ncols=1, fontsize=9, frameon=False)
     return figure

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_rs.plots.style import COLOURS, STYLES, finish
+from lightning_rs.plots.many import Curve, Frame, curves_figure
+from lightning_rs.plots.style import COLOURS, finish
+from lightning_rs.plots.text import wrapped
 from lightning_rs.records import Certification
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 FloatArray = NDArray[np.float64]
 ENVELOPE = "upper envelope (descriptive, not a guarantee)"
-_MANY = 4
 
 
 def accuracy_steps(records: Sequence[Certification]) -> tuple[FloatArray, FloatArray]:
@@ -49,8 +52,9 @@ def certified_accuracy_figure(
     envelope: bool = True,
     title: str = "",
     max_radius: float | None = None,
+    units: Mapping[str, float] | None = None,
 ) -> Figure:
-    """Return certified accuracy against radius, one step curve a run.
+    """Return certified accuracy against radius, one step curve a run; small multiples for more than twelve runs.
 
     Args:
         runs: records by the name that the legend shows; all of one norm.
@@ -59,51 +63,47 @@ def certified_accuracy_figure(
             result, so it describes the runs and guarantees nothing; the legend says so.
         title: heading, none if empty.
         max_radius: right end of the axis; None: where the last curve ends.
+        units: what radii are divided by, for each run: its sigma, so that noise levels are compared. None: input units.
 
     Raises:
         ValueError: if there are no runs, or one has no records or another norm.
     """
-    from matplotlib.figure import Figure
-
     if not runs:
         raise ValueError("runs must hold at least one run, got none")
     for name, records in runs.items():
         others = {record.norm for record in records} - {norm}
         if others:
             raise ValueError(f"norms are not mixed in one figure: run {name!r} has {others.pop()!r}, expected {norm!r}")
-    beside = len(runs) > _MANY
-    figure = Figure(figsize=(9.0 if beside else 6.4, 4.4), layout="constrained")
-    axes = figure.add_subplot()
-    steps = {name: accuracy_steps(records) for name, records in runs.items()}
-    for number, (name, (edges, heights)) in enumerate(steps.items()):
-        style, colour = STYLES[number % len(STYLES)], COLOURS[number % len(COLOURS)]
+    steps = {name: _in_units(accuracy_steps(records), (units or {}).get(name, 1.0)) for name, records in runs.items()}
+    curves = {}
+    for name, (edges, heights) in steps.items():
         decision = not all(record.has_radius for record in runs[name])
         # The last drop to zero is part of the curve, except in decision mode, which knows nothing beyond.
         ends = edges if decision else np.append(edges, edges[-1])
-        axes.step(ends, closed_steps(heights, decision), where="pre", label=name, color=colour, linestyle=style, lw=1.8)
-        if decision:
-            axes.plot(edges[-1], heights[-1], marker="o", color=colour, ms=5)
-    if envelope and len(runs) > 1:
-        edges, heights = accuracy_envelope(list(steps.values()))
-        axes.step(
-            np.append(edges, edges[-1]),
-            closed_steps(heights),
-            where="pre",
-            label=ENVELOPE,
-            color="black",
-            lw=4.5,
-            alpha=0.22,
-        )
-    right = max_radius if max_radius is not None else max(edges[-1] for edges, _ in steps.values())
-    axes.set_xlim(0, right * 1.02 if right > 0 else 1.0)
-    axes.set_ylim(0, 1.02)
-    finish(axes, f"{norm} radius r (input units)", "certified accuracy at r", title)
-    if beside:
-        figure.legend(loc="outside right upper", fontsize=9)
-    else:
-        # Outside, because accurate runs fill every corner of the axes.
-        figure.legend(loc="outside upper center", ncols=2, fontsize=9, frameon=False)
-    return figure
+        curves[name] = Curve(ends, closed_steps(heights, decision), decision)
+    right = max_radius if max_radius is not None else max(float(edges[-1]) for edges, _ in steps.values())
+    unit = "input units" if units is None else "units of sigma"
+    frame = Frame(
+        f"{norm} radius r ({unit})", "certified accuracy at r", (0, right * 1.02 if right > 0 else 1.0), title=title
+    )
+    shown = envelope and len(runs) > 1
+    return curves_figure(curves, frame, {ENVELOPE: _pale(accuracy_envelope(list(steps.values())))} if shown else None)
+
+
+def _pale(steps: tuple[FloatArray, FloatArray]) -> Callable[[Axes], Line2D]:
+    edges, heights = steps
+
+    def draw(axes: Axes) -> Line2D:
+        x, y = np.append(edges, edges[-1]), closed_steps(heights)
+        [line] = axes.step(x, y, where="pre", label=ENVELOPE, color="black", lw=4.5, alpha=0.22)
+        return line
+
+    return draw
+
+
+def _in_units(steps: tuple[FloatArray, FloatArray], unit: float) -> tuple[FloatArray, FloatArray]:
+    edges, heights = steps
+    return edges / unit, heights
 
 
 def radius_histogram(records: Sequence[Certification], bins: int = 30, title: str = "") -> Figure:
@@ -138,7 +138,7 @@ def radius_histogram(records: Sequence[Certification], bins: int = 30, title: st
     without = len(records) - len(certified)
     axes.bar(0, 0, 0, label=f"no radius ({without})", color="none")
     axes.set_xlim(0, edges[-1])
-    finish(axes, f"certified {norms[0]} radius (input units)", "images", title)
+    finish(axes, f"certified {norms[0]} radius (input units)", "images", wrapped(title, 5.5, 11))
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lightning_rs.plots.text import labels, wrapped
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -34,19 +36,21 @@ def image_grid(columns: Mapping[str, ArrayLike], rows: Sequence[str] = (), title
     if len(counts) != 1 or counts == {0}:
         raise ValueError(f"columns must hold equally many images, at least one, got {sorted(counts)}")
     count = counts.pop()
-    figure = Figure(figsize=(1.5 * len(pictures) + 0.3, 1.5 * count + 0.5), layout="constrained")
+    headings, across = labels(pictures, 1.35, 10), max(1.5 * len(pictures) + 0.3, 2.6)
+    tall = 1.5 * count + 0.3 + 0.19 * max(text.count("\n") + 1 for text in headings)
+    figure = Figure(figsize=(across, tall + (0.4 if title else 0.0)), layout="constrained")
     cells = figure.subplots(count, len(pictures), squeeze=False)
-    for column, (name, images) in enumerate(pictures.items()):
+    for column, images in enumerate(pictures.values()):
         for row in range(count):
             axes = cells[row, column]
             axes.imshow(images[row], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             if column == 0 and rows:
-                axes.set_ylabel(rows[row], fontsize=9)
-        cells[0, column].set_title(name, fontsize=10)
+                axes.set_ylabel(wrapped(rows[row], 1.35, 9), fontsize=9, parse_math=False)
+        cells[0, column].set_title(headings[column], fontsize=10, parse_math=False)
     if title:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle(wrapped(title, across - 0.2, 11), fontsize=11, parse_math=False)
     return figure
 
 

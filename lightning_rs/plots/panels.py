@@ -9,6 +9,7 @@ import numpy as np
 
 from lightning_rs.plots.curves import accuracy_envelope, accuracy_steps, closed_steps
 from lightning_rs.plots.style import COLOURS, STYLES, finish
+from lightning_rs.plots.text import LINE, labels, legend_columns, lines_of, literal_legend, wrapped
 from lightning_rs.records import Certification
 
 if TYPE_CHECKING:
@@ -31,7 +32,8 @@ def certified_accuracy_panels(panels: Mapping[str, Kinds], envelope: bool = True
         title: heading, none if empty.
 
     Raises:
-        ValueError: without panels, or if two panels differ in their kinds or runs.
+        ValueError: without panels, if two panels differ in their kinds or runs, or if there are more runs than
+            colours or more kinds than lines.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -39,22 +41,31 @@ def certified_accuracy_panels(panels: Mapping[str, Kinds], envelope: bool = True
     names = {norm: {kind: list(runs) for kind, runs in kinds.items()} for norm, kinds in panels.items()}
     if not names or any(other != next(iter(names.values())) for other in names.values()):
         raise ValueError(f"panels must be one or more with the same kinds and runs, got {names}")
+    kinds = next(iter(names.values()))
+    runs = next(iter(kinds.values()), [])
+    if len(runs) > len(COLOURS) or len(kinds) > len(STYLES):
+        raise ValueError(
+            f"panels must hold at most {len(COLOURS)} runs (colours) and {len(STYLES)} kinds (lines), "
+            f"got {len(runs)} and {len(kinds)}"
+        )
     columns = 2 if len(panels) > 1 else 1
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.8 * columns, 2.7 * rows + 0.6), layout="constrained")
-    for place, (norm, kinds) in enumerate(panels.items()):
+    figure = Figure(layout="constrained")
+    for place, (norm, drawn) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
-        _draw(axes, kinds, envelope)
+        _draw(axes, drawn, envelope)
         finish(axes, f"{norm} radius r (input units)", "certified accuracy at r")
-    kinds = next(iter(panels.values()))
-    runs = list(next(iter(kinds.values())))
-    handles = [Line2D([], [], color=colour, label=run) for run, colour in zip(runs, COLOURS, strict=False)]
-    handles += [Line2D([], [], color="black", ls=style, label=kind) for kind, style in zip(kinds, STYLES, strict=False)]
+    handles = [Line2D([], [], color=colour) for _, colour in zip(runs, COLOURS, strict=False)]
+    handles += [Line2D([], [], color="black", ls=style) for _, style in zip(kinds, STYLES, strict=False)]
+    texts = [*runs, *kinds]
     if envelope and len(runs) > 1:
-        handles.append(Line2D([], [], color="black", lw=5, alpha=0.2, label="envelope (descriptive, no guarantee)"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    if title:
-        figure.suptitle(title, fontsize=11)
+        handles.append(Line2D([], [], color="black", lw=5, alpha=0.2))
+        texts.append("envelope (descriptive, no guarantee)")
+    count = legend_columns(texts, 3.8 * columns - 0.2)
+    shown = labels(texts, 3.8 * columns - 0.9, 9)
+    figure.set_size_inches(3.8 * columns, 2.7 * rows + 0.5 + LINE * -(-lines_of(shown) // count))
+    heading = wrapped(title, 3.5 * columns, 11) if title else ""
+    literal_legend(figure, handles, shown, heading, loc="outside upper center", ncols=count, fontsize=9, frameon=False)
     return figure
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lightning_rs.plots.style import COLOURS, finish
+from lightning_rs.plots.text import wrapped
 from lightning_rs.records import Certification
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def plane_figure(
         _draw_disc(axes, places[record.index], record, certificate)
     for group in (records, discs):
         _draw_points(axes, places, group, certificate, large=group is discs)
-    finish(axes, "x", "y", title)
+    finish(axes, "x", "y", wrapped(title, 4.3, 11))
     axes.grid(False)
     return figure
 

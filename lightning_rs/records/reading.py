@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,21 @@ def is_record_file(path: str | Path) -> bool:
     """Return whether a file begins as record files do."""
     with open(path, "rb") as file:
         return file.read(len(_MAGIC)) == _MAGIC
+
+
+def record_files(paths: Sequence[str | Path]) -> list[tuple[Path, list[Path]]]:
+    """Return each path with the record files that it means: itself, or those in the folder and the folders in it.
+
+    Raises:
+        FileNotFoundError: if a folder holds none.
+    """
+    found = []
+    for path in map(Path, paths):
+        inside = sorted(file for file in path.rglob("*.jsonl") if is_record_file(file)) if path.is_dir() else [path]
+        if not inside:
+            raise FileNotFoundError(f"no record file in the folder {path}")
+        found.append((path, inside))
+    return found
 
 
 def read_seconds(path: str | Path) -> dict[int, float]:

@@ -70,7 +70,8 @@ def change_table(found: Sequence[Change]) -> Table:
     columns = ["run", "images", "larger", "by > 1%", *(f"{quantile:.0%}" for quantile in QUANTILES), "mean"]
     norm, baselines = found[0].first.norm, list(dict.fromkeys(change.first.certificate for change in found))
     title = f"{norm}: change of radius in % against {' or '.join(baselines)} (quantiles and mean over images)"
-    return Table(title, [*columns, "gained", "lost"], [change.row() for change in found])
+    rows = [change.row() for change in found]
+    return Table(title, [*columns, "gained", "lost"], rows, "changes", baselines)
 
 
 def change_columns(found: Sequence[Change]) -> Mapping[str, Mapping[str, FloatArray]]:

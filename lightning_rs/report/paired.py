@@ -67,13 +67,18 @@ class Pair:
                 for one, two in self.records]  # fmt: skip
         return sum(a and not b for a, b in hits), sum(b and not a for a, b in hits)
 
-    def table(self, radii: Sequence[float]) -> Table:
-        """Return one row a radius: difference, interval, images that only one of them has, McNemar's p-value."""
+    def table(self, radii: Sequence[float], key: str = "pair") -> Table:
+        """Return one row a radius: difference, interval, images that only one of them has, McNemar's p-value.
+
+        Args:
+            radii: where to compare; those beyond a target of decision mode are left out.
+            key: what a label calls the table.
+        """
         columns = ["r", "difference", f"{CONFIDENCE:.0%} interval", "only second", "only first", "p"]
         title = f"{self.second.norm}: {self.second.name} (second) less {self.first.name} (first), certified accuracy "
-        return Table(
-            f"{title}on the same {len(self.records)} images", columns, [self._row(r) for r in self.radii(radii)]
-        )
+        rows = [self._row(r) for r in self.radii(radii)]
+        names = (self.first.name, self.second.name)
+        return Table(f"{title}on the same {len(self.records)} images", columns, rows, key, names)
 
     def note(self) -> str:
         """Return the difference of the average certified radii with its Student interval."""

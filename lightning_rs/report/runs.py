@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.metrics import certified_counts
-from lightning_rs.records import Certification, Header, is_sidecar, read_records
+from lightning_rs.records import Certification, Header, read_records
+from lightning_rs.report.names import named_files
 from lightning_rs.statistics.accuracy import Method, certified_accuracy_lower_bound
 
 if TYPE_CHECKING:
@@ -96,6 +98,44 @@ class Run:
             return f"{self.name}: alpha differs between images, from {alphas[0]!r} to {alphas[-1]!r}"
         return None
 
+    @property
+    def noise(self) -> str:
+        """The law of the noise with its parameters, as it was written into the header."""
+        spec = self.header.binding["noise"]
+        parameters = ", ".join(f"{key}={value!r}" for key, value in spec.items() if key != "class")
+        return f"{spec.get('class', 'unknown')}({parameters})"
+
+    @property
+    def tails(self) -> FloatArray | None:
+        """Upper bounds of 1 - p for the label of each image, one where another class was chosen; None if unknown.
+
+        p is the probability that the base classifier answers the label under noise. Exact and imported statements and
+        decisions bound no p. Each bound has the share of alpha that the certificate gives it.
+        """
+        bare = self.primary or set(self.records[0].radii) == {self.certificate}
+        names = [f"{self.certificate}.q_upper", *(["q_upper"] if bare else [])]
+        found = [next((r.bounds[name] for name in names if name in r.bounds), None) for r in self.records]
+        if self.target is not None or any(tail is None for tail in found):
+            return None
+        right = [record.top == record.label for record in self.records]
+        return np.where(right, np.array(found, dtype=np.float64), 1.0)
+
+    @property
+    def smallest_tail(self) -> float | None:
+        """The smallest upper bound of 1 - p that n votes can give at the run's alpha, or None if that varies.
+
+        ``1 - alpha^(1/n)`` for a certificate that gives its lower bound of p all of alpha.
+        """
+        settings = {(record.n, record.alpha) for record in self.records}
+        share = self.entry.get("alpha_split", {}).get("p_lower") if self.entry else None
+        if len(settings) > 1 or share is None or self.records[0].mode != "fixed":
+            return None
+        (n, alpha), spent, tails = next(iter(settings)), self.header.alpha_noise, self.tails
+        if tails is None or alpha <= spent:
+            return None
+        least = -math.expm1(math.log((alpha - spent) * share) / n)
+        return None if (tails < least * (1 - 1e-9)).any() else least  # its bound comes from something else than n votes
+
     def hits(self, radii: Sequence[float]) -> IntArray:
         """Return how many images are right and certified at each radius."""
         key = tuple(radii)
@@ -142,22 +182,25 @@ class Run:
         return np.where(np.asarray(radii) <= self.target, values, np.nan)
 
 
-def load_runs(paths: Sequence[str | Path]) -> list[Run]:
+def load_runs(paths: Sequence[str | Path], names: Sequence[str] | Mapping[str, str] = ()) -> list[Run]:
     """Return one run for each certificate of each file, in the order given.
 
-    A file of several certificates gives runs named ``file:certificate``. Sidecars are passed over, so that
-    ``*.jsonl`` can be given.
+    A file of several certificates gives runs named ``file:certificate``.
+
+    Args:
+        paths: record files, or folders of them, as :func:`lightning_rs.report.names.named_files` takes them.
+        names: how runs are called; what is not named gets a readable name of its own.
 
     Raises:
-        ValueError: if no file is given, one is given twice, has no records, or is corrupt.
+        ValueError: if no file is given, one is given twice, has no records, or is corrupt; or if names do not fit.
         FileNotFoundError: if there is no such file.
     """
-    files = [Path(path) for path in paths if not is_sidecar(path)]
-    if not files:
-        raise ValueError("paths must name at least one record file, got none")
-    if len({file.resolve() for file in files}) < len(files):
-        raise ValueError(f"paths must not repeat a record file, got {', '.join(map(str, files))}")
-    return [run for file, name in zip(files, _names(files), strict=True) for run in _runs(file, name)]
+    runs = [run for file, name in named_files(paths, names).items() for run in _runs(file, name)]
+    called = [run.name for run in runs]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"names must differ, got {twice!r} for a file and for a certificate of another one")
+    return runs
 
 
 def rebuild_certificate(run: Run) -> Certificate:
@@ -193,13 +236,3 @@ def _runs(file: Path, name: str) -> list[Run]:
         statements = [record.under(other, certificate.norm, certificate.ball, alpha) for record in records]
         runs.append(replace(run, records=statements))
     return runs
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    """Return the shortest ends of the paths, without suffix, that tell the files apart."""
-    parts = [file.resolve().with_suffix("").parts for file in files]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return names
-    return [str(file) for file in files]
