@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import binom
 
 Row = dict[str, Any]
 
@@ -78,6 +79,15 @@ def _rate(work: Callable[[int], int], size: int) -> tuple[float, float]:
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Return "median (smallest-largest)"."""
     shown = [f"{value:,.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
+    return f"{shown[0]} ({shown[1]}-{shown[2]})"
+
+
+def median_interval(values: Sequence[float], digits: int = 2) -> str:
+    """Return "median (low-high)", the 95 % interval of the median by order statistics; the range of a few values."""
+    ordered = sorted(values)
+    first = int(binom.ppf(0.025, len(ordered), 0.5))
+    low, high = (ordered[max(first - 1, 0)], ordered[min(len(ordered) - first, len(ordered) - 1)])
+    shown = [f"{value:,.{digits}f}" for value in (statistics.median(ordered), low, high)]
     return f"{shown[0]} ({shown[1]}-{shown[2]})"
 
 

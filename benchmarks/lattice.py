@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from benchmarks.common import Row, alternate, environment, finish, parser, show, spread
+from benchmarks.common import Row, alternate, environment, finish, median_interval, parser, show
 from benchmarks.throughput import SHAPES, engine, network_of
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.engine.sampler import Sampler
@@ -75,7 +75,7 @@ def summary(row: Row) -> Row:
         "what": row["what"],
         "float /s": f"{statistics.median(rates['float']):,.0f}",
         "lattice /s": f"{statistics.median(rates['lattice']):,.0f}",
-        "lattice / float": spread(ratio, 3),
+        "lattice / float": median_interval(ratio, 3),
     }
 
 
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own.add_argument("--networks", nargs="+", default=["mnist_lenet", "cifar_resnet20"])
     own.add_argument("--precisions", nargs="+", default=["32-true", "int8"])
     own.add_argument("--sigma", type=float, default=0.25)
-    own.add_argument("--seconds", type=float, default=2.0)
-    own.add_argument("--rounds", type=int, default=9)
+    own.add_argument("--seconds", type=float, default=0.5)
+    own.add_argument("--rounds", type=int, default=41)
     args = own.parse_args(argv)
     if args.quick:
         args.networks, args.precisions, args.seconds, args.rounds = ["digits_cnn"], ["32-true"], 0.05, 3

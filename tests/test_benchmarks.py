@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
-from benchmarks import common, first_order, l1_cost, one_pass, samples, scaling, splitting, throughput
+from benchmarks import before, common, first_order, l1_cost, lattice, one_pass, samples, scaling, splitting, throughput
 from lightning_rs.budgets import FixedSamples, Group, StagedSamples
 from lightning_rs.certificates import GaussianL1, GaussianLinf
 from lightning_rs.certifier import Certifier
@@ -53,6 +53,35 @@ def test_throughput(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(rates) == 2 and min(rates) > 0 for row in rows for rates in row["rates"].values())
     assert found["environment"]["torch"] == torch.__version__
     assert "| ours / reference" in capsys.readouterr().out
+
+
+def test_whole_numbers_beside_floating_point(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "lattice.json"
+    lattice.main(["--quick", "--out", str(out)])
+    rows = written(out)["lattice"]
+    assert [row["what"] for row in rows] == ["draw, add, scale: numbers", "digits_cnn, 32-true"]
+    assert all(min(rates) > 0 and len(rates) == 3 for row in rows for rates in row["rates"].values())
+    assert "| lattice / float" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_another_checkout_takes_turns(tmp_path: Path) -> None:
+    out = tmp_path / "before.json"
+    before.main([str(Path(__file__).parents[1]), "--quick", "--out", str(out)])
+    (row,) = written(out)["before"]
+    assert {name: len(turns) for name, turns in row["turns"].items()} == {"before": 2, "now": 2}
+    assert all(turn["cpu"] > 0 for turns in row["turns"].values() for turn in turns)
+
+
+def test_the_interval_of_a_median_holds_it_in_95_of_100() -> None:
+    assert common.median_interval([3.0, 1.0, 2.0]) == "2.00 (1.00-3.00)"
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        interval = common.median_interval(generator.normal(10, 1, size=41), 6).split(" ")[1]
+        low, high = map(float, interval.strip("()").split("-"))
+        inside += low <= 10 <= high
+    assert 370 <= inside <= 400
 
 
 def test_the_contenders_evaluate_what_they_are_told() -> None:

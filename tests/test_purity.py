@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
+import time
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -246,6 +248,88 @@ def test_threads_do_not_see_what_another_keeps_in_the_module(threads: int) -> No
         return [r.counts for r in certifier.certify(Keeping(), NOISE, images(6), grid=255)]
 
     assert run(threads) == run(1)
+
+
+class Sharing(Impure):
+    """Keeps what it needs where all copies of it, and all threads, find it."""
+
+    kept: dict[str, Tensor] = {}  # noqa: RUF012
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept["h"] = x.flatten(1).mean(1)
+        time.sleep(0.01)  # its work: the other threads come in meanwhile
+        return logits((self.kept["h"] - 0.5) * self.scale)
+
+
+def closure() -> Callable[[Tensor], Tensor]:
+    """The same in a plain function, of which there is no copy."""
+    kept: list[Tensor] = [torch.zeros(())]
+
+    def forward(x: Tensor) -> Tensor:
+        kept[0] = x.flatten(1).mean(1)
+        time.sleep(0.01)
+        return logits(kept[0] - 0.5)
+
+    return forward
+
+
+class Calling(Impure):
+    """A module around a function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x) * self.scale
+
+
+@pytest.mark.parametrize("build", [Sharing, lambda: Calling(closure())], ids=["class", "closure"])
+def test_what_all_copies_share_is_refused_on_several_threads(build: Callable[[], nn.Module]) -> None:
+    # Not fused: what is traced once keeps nothing, and is a function of one row.
+    own = {"micro_batch": 64, "fuse": False, "fold": False}
+    with pytest.raises(ValueError, match="one fixed function of one row, but its logits move"):
+        Certifier(n0=30, n=300, runtime=Runtime(threads=2, **own)).certify(build(), NOISE, images(), grid=255)
+    alone = Certifier(n0=30, n=300, runtime=Runtime(threads=1, **own))
+    assert len(alone.certify(build(), NOISE, images(), grid=255)) == 3
+
+
+def remembering() -> list[Callable[[], nn.Module]]:
+    """Networks that answer with the call before, kept where a copy or a trace may not look."""
+    place = types.SimpleNamespace(h=torch.zeros(()))
+
+    class InAGlobal(Impure):
+        def forward(self, x: Tensor) -> Tensor:
+            before, place.h = place.h, x.mean()
+            return logits((x.flatten(1).mean(1) - before) * self.scale)
+
+    class InAnObject(Impure):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = types.SimpleNamespace(h=torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            before, self.kept.h = self.kept.h, x.mean()
+            return logits((x.flatten(1).mean(1) - before) * self.scale)
+
+    class DeepDown(Impure):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = {"a": {"h": torch.zeros(())}}
+
+        def forward(self, x: Tensor) -> Tensor:
+            before, self.kept["a"]["h"] = self.kept["a"]["h"], x.mean()
+            return logits((x.flatten(1).mean(1) - before) * self.scale)
+
+    return [InAGlobal, InAnObject, DeepDown]
+
+
+@pytest.mark.parametrize("fuse", [True, False])
+@pytest.mark.parametrize("which", range(3))
+def test_memory_is_found_wherever_it_is_kept(which: int, fuse: bool) -> None:
+    runtime = Runtime(micro_batch=64, threads=1, fuse=fuse, fold=fuse)
+    with pytest.raises(ValueError, match=r"the network (must be one fixed function of one row|does not accept)"):
+        Certifier(n0=30, n=300, runtime=runtime).certify(remembering()[which](), NOISE, images(), grid=255)
 
 
 class InPlace(nn.Module):

@@ -30,6 +30,8 @@ _RULE = "the network must be one fixed function of one row"
 # Largest movement of a logit, relative to the largest logit, that is taken for rounding.
 _ROUNDING = {"32-true": 1e-4, "int8": 1e-4}
 _COARSE_ROUNDING = 0.02
+# Threads that disturb each other do so by chance: they meet more than once.
+_MEETINGS = 4
 
 
 def rounding(precision: str) -> float:
@@ -165,8 +167,15 @@ def _reused(prepared: PreparedNetwork, rows: Tensor) -> Iterator[Tensor]:
 
 
 def _everywhere(prepared: PreparedNetwork, rows: Tensor) -> Iterator[Tensor]:
-    """Yield logits of the rows from every thread."""
-    yield from prepared.workers.everywhere(torch.inference_mode()(_run), prepared, rows)
+    """Yield logits of the rows from every thread, each at work on another order of them: what threads share shows."""
+
+    @torch.inference_mode()
+    def rolled() -> Tensor:
+        by = prepared.workers.number
+        return _run(prepared, rows.roll(by, 0)).roll(-by, 0)
+
+    for _ in range(_MEETINGS):
+        yield from prepared.workers.everywhere(rolled)
 
 
 def _random_state(device: torch.device) -> tuple[Any, ...]:

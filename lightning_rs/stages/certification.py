@@ -258,14 +258,13 @@ class CertificationStage(SmoothingStage):
         probe = self.session.probed
         assert probe is not None
         runtime = ", ".join(f"{name} {value}" for name, value in self.session.prepared.describe().items())
-        alone = "yes" if probe.invariant else f"no (logits move by {probe.deviation:.1e})"
         exact = all(certificate.exact for certificate in self.certifier.certificates)
         level = "exact" if exact else f"alpha {self.certifier.alpha:g} an image"
         self.say(
             f"  {level}, {rate:,.0f} samples/s, records in {self.files.path}\n"
             f"  {runtime}\n"
-            f"  labels changed by the runtime: {probe.changed:.2%} of {probe.rows}; "
-            f"independent of micro-batch companions: {alone}"
+            f"  labels changed by the runtime: {probe.changed:.2%} of {probe.rows}\n"
+            f"  one function of one row: {self.session.purity}"
         )
         needed = smallest_n_to_certify(
             self.certifier, self.session.noise, self.session.prepared.shape, self.session.prepared.num_classes
