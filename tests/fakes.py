@@ -13,7 +13,7 @@ from scipy import special
 from lightning_rs.certificates.base import Setting
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.records import Certification, Header, RecordFile
+from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile
 from lightning_rs.statistics.sequential import DecisionRule, Verdict
 
 SHA = "5a" * 32
@@ -29,6 +29,7 @@ RUN: dict[str, Any] = {
     "separate_passes": False,
 }
 GAUSSIAN_L2: dict[str, Any] = {"class": "GaussianL2", "norm": "l2", "alpha_split": {"p_lower": 1.0}}
+NOISE = {"class": "GaussianNoise", "sigma": 0.25}
 
 
 def cohen(hits: int, n: int, alpha: float, sigma: float) -> tuple[float, float]:
@@ -44,6 +45,80 @@ def voted(hits: int, n: int, alpha: float, sigma: float) -> dict[str, Any]:
     return {
         "bounds": {"p_lower": 1.0 - tail, "q_upper": tail}, "radius": radius, "radii": {"GaussianL2": radius},
     }  # fmt: skip
+
+
+def certification(index: int = 0, **changes: Any) -> Certification:
+    """Return a record whose votes support it, as far as ``changes`` do not say otherwise; its radius is its own."""
+    alpha, hits = changes.get("alpha", 0.001), 980 - index % 60
+    fields: dict[str, Any] = {
+        "index": index,
+        "label": 7,
+        "prediction": 7,
+        "norm": "l2",
+        "certificate": "GaussianL2",
+        "alpha": alpha,
+        "n": 1000,
+        "n_used": 1000,
+        "top": 7,
+        "runner_up": 3,
+        "counts": (0, 0, 0, 1000 - hits, 0, 0, 0, hits, 0, 0),
+        "counts0": (0, 0, 0, 1, 0, 0, 0, 9, 0, 0),
+        **voted(hits, 1000, alpha if 0 < alpha < 1 else 0.001, 0.25),
+        "image": SHA,
+    }
+    if "radius" in changes:
+        fields["radii"] = {changes.get("certificate", "GaussianL2"): changes["radius"]}
+    return Certification(**(fields | changes))
+
+
+LOST = {"counts": (0, 0, 0, 490, 0, 0, 0, 510, 0, 0), "bounds": voted(510, 1000, 0.001, 0.25)["bounds"]}
+ABSTAINED = {"prediction": ABSTAIN, "radius": 0.0, "status": "abstain", "radii": {"GaussianL2": 0.0}, **LOST}
+
+
+RIGHT, WRONG = {"label": 7}, {"label": 3}
+DECISION: dict[str, Any] = {"mode": "decision", "target": 0.5, "radius": 0.0}
+FIVE = [
+    certification(0, radius=1.0, **RIGHT),
+    certification(1, radius=0.5, **RIGHT),
+    certification(2, radius=2.0, **WRONG),
+    certification(3, label=7, **ABSTAINED),
+    certification(4, label=2, **ABSTAINED),
+]
+DECIDED = [
+    certification(0, status="decided", **DECISION),
+    certification(1, status="decided", label=3, **DECISION),
+    certification(2, status="abstain", prediction=ABSTAIN, **DECISION),
+    certification(3, status="undecided", prediction=ABSTAIN, **DECISION),
+]
+
+
+def random_records(rng: np.random.Generator, count: int) -> list[Certification]:
+    records = []
+    for index in range(count):
+        label, prediction = (int(c) for c in rng.integers(0, 3, 2))
+        if rng.random() < 0.2:
+            records.append(certification(index, label=label, **ABSTAINED))
+        else:
+            radius = float(rng.choice([0.25, 0.5, rng.exponential(0.7)]))
+            records.append(certification(index, label=label, prediction=prediction, radius=min(radius, 3.0)))
+    return records
+
+
+def header(indices: range | list[int] = range(0, 60, 20), **changes: Any) -> Header:
+    """Return the header of a run on some images, under which :func:`certification` is believed."""
+    description: dict[str, Any] = {
+        **RUN,
+        "noise": NOISE,
+        "certificates": [GAUSSIAN_L2],
+        "n0": 10,
+        "n": 1000,
+        "alpha": 0.001,
+        "budget": {"mode": "fixed"},
+    }
+    data = {"name": "digits", "sha256": "cd" * 32}
+    # Fixed, because another process may commit while the tests run.
+    where = {"versions": {"torch": "2.11"}, "git": "0123", "host": "here", "time": "now", "command": []}
+    return Header.create(description | changes, data=data, indices=indices, informative=where)
 
 
 def faithful(record: Certification, header: Header) -> Certification:

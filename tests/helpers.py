@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_rs.certificates.base import Radii
+
 
 class HalfSpace(nn.Module):
     """f(x) = 1{w.x > b} as two logits: under N(0, s^2 I), p_1 = Phi((w.x - b) / (s |w|)), exactly."""
@@ -45,3 +47,10 @@ def tiny_cnn(classes: int = 3, channels: int = 2) -> nn.Module:
         net[1].running_mean.normal_()
         net[1].running_var.uniform_(0.5, 2)
     return net.eval()
+
+
+def bit_equal(group: Radii, row: int, alone: Radii) -> bool:
+    """Return whether a row of a group equals the result for that image alone, to the last bit."""
+    pairs = [(group.radius[row], alone.radius[0]), (group.prediction[row], alone.prediction[0])]
+    pairs += [(group.bounds[name][row], alone.bounds[name][0]) for name in alone.bounds]
+    return all(a == b for a, b in pairs) and group.notes.get(row) == alone.notes.get(0)

@@ -21,9 +21,9 @@ from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.data import Digits
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import GaussianNoise
+from tests.fakes import certification
 from tests.helpers import HalfSpace
-from tests.test_records import certification
-from tests.test_report import SIGMA, from_votes, save
+from tests.reported import SIGMA, from_votes, save
 
 
 @pytest.fixture(scope="module")

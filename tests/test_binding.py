@@ -36,7 +36,7 @@ from lightning_rs.report import report
 from lightning_rs.stages.certification import checkpoint_source, network_sha256
 from tests.data.formats import encoded, folder_images, write_folder
 from tests.driving import certify, run, trained
-from tests.test_records import certification, header
+from tests.fakes import certification, header
 from tests.training import classifier, trainer
 
 SHAPE = (1, 4, 4)

@@ -65,7 +65,7 @@ from lightning_rs.noise.norm_power import MixedNormNoise, NormPowerNoise, PureLi
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.setting import Selection
-from tests.helpers import HalfSpace
+from tests.helpers import HalfSpace, bit_equal
 
 SHAPE = (3, 2, 2)
 DIM = 12
@@ -407,13 +407,6 @@ def evidence_of(rows: NDArray[np.int64]) -> dict[type[Evidence], Evidence]:
     products = torch.from_numpy(MEANS[rows].prod(axis=1).sum(axis=1)) * (GAUSSIAN.sigma**2 * N // 2)
     found[PairProducts] = PairProducts(products, top, N // 2)
     return found
-
-
-def bit_equal(group: Radii, row: int, alone: Radii) -> bool:
-    """Return whether a row of a group equals the result for that image alone, to the last bit."""
-    pairs = [(group.radius[row], alone.radius[0]), (group.prediction[row], alone.prediction[0])]
-    pairs += [(group.bounds[name][row], alone.bounds[name][0]) for name in alone.bounds]
-    return all(a == b for a, b in pairs) and group.notes.get(row) == alone.notes.get(0)
 
 
 @every

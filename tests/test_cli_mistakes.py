@@ -31,7 +31,7 @@ from lightning_rs.records import RecordFile, read_records
 from lightning_rs.stages.power import smallest_n_to_certify, smallest_n_to_predict
 from lightning_rs.trainer import check_checkpoint
 from tests.driving import ONE_THREAD, PLAIN, ROOT, certify, run, trained
-from tests.test_records import certification, header
+from tests.fakes import certification, header
 from tests.training import classifier, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.* is resumed although git")

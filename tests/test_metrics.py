@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,24 +16,7 @@ from lightning_rs.metrics import (
     label_probabilities,
     undecided_rate,
 )
-from lightning_rs.records import ABSTAIN, Certification
-from tests.test_records import ABSTAINED, certification
-
-RIGHT, WRONG = {"label": 7}, {"label": 3}
-DECISION: dict[str, Any] = {"mode": "decision", "target": 0.5, "radius": 0.0}
-FIVE = [
-    certification(0, radius=1.0, **RIGHT),
-    certification(1, radius=0.5, **RIGHT),
-    certification(2, radius=2.0, **WRONG),
-    certification(3, label=7, **ABSTAINED),
-    certification(4, label=2, **ABSTAINED),
-]
-DECIDED = [
-    certification(0, status="decided", **DECISION),
-    certification(1, status="decided", label=3, **DECISION),
-    certification(2, status="abstain", prediction=ABSTAIN, **DECISION),
-    certification(3, status="undecided", prediction=ABSTAIN, **DECISION),
-]
+from tests.fakes import ABSTAINED, DECIDED, FIVE, certification, random_records
 
 
 def test_five_images_by_hand() -> None:
@@ -105,15 +87,3 @@ def test_refusals() -> None:
         certified_counts([certification(5, label=None)], [0.0])
     with pytest.raises(ValueError, match=r"radii must be >= 0, got \[-1.0\]"):
         certified_counts([], [-1.0])
-
-
-def random_records(rng: np.random.Generator, count: int) -> list[Certification]:
-    records = []
-    for index in range(count):
-        label, prediction = (int(c) for c in rng.integers(0, 3, 2))
-        if rng.random() < 0.2:
-            records.append(certification(index, label=label, **ABSTAINED))
-        else:
-            radius = float(rng.choice([0.25, 0.5, rng.exponential(0.7)]))
-            records.append(certification(index, label=label, prediction=prediction, radius=min(radius, 3.0)))
-    return records

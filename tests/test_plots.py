@@ -28,9 +28,8 @@ from lightning_rs.plots import (
 )
 from lightning_rs.plots.brackets import bracket_figure
 from lightning_rs.records import Certification
+from tests.fakes import ABSTAINED, DECIDED, FIVE, certification, random_records
 from tests.plotting import assert_readable
-from tests.test_metrics import DECIDED, FIVE, random_records
-from tests.test_records import ABSTAINED, certification
 
 
 def height(edges: np.ndarray, heights: np.ndarray, r: float) -> float:

@@ -26,8 +26,8 @@ from lightning_rs.records.binding import REQUIRED
 from lightning_rs.records.recomputed import PLAIN
 from lightning_rs.records.verification import NOT_CHECKED
 from lightning_rs.report import report
+from tests.fakes import certification
 from tests.helpers import HalfSpace
-from tests.test_records import certification
 
 # Facts about the data, remarks for people, and extra facts that no radius follows from.
 HARMLESS = {*NOT_CHECKED, "extra", "image"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import math
 import xml.etree.ElementTree as ElementTree
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy import special, stats
+from scipy import stats
 
 from lightning_rs.certificates.base import Setting, certificate_from_dict
 from lightning_rs.certificates.gaussian_l2 import GaussianL2
@@ -20,73 +19,31 @@ from lightning_rs.cli.commands import export_main, import_main, merge_main, repo
 from lightning_rs.evidence import Votes
 from lightning_rs.metrics import average_certified_radius, certified_accuracy, clean_accuracy
 from lightning_rs.noise import GaussianNoise
-from lightning_rs.records import ABSTAIN, Certification, RecordFile, body_lines, nearest_decimals, read_records
-from lightning_rs.report import load_runs, recompute, report
+from lightning_rs.records import ABSTAIN, Certification, RecordFile, nearest_decimals, read_records
+from lightning_rs.report import load_runs, report
 from lightning_rs.report.changes import change_columns, changes
 from lightning_rs.report.tables import Table
 from lightning_rs.setting import Selection
 from lightning_rs.statistics.accuracy import paired_difference_interval
-from tests import fakes
+from tests.fakes import ABSTAINED, DECISION, certification, header, random_records
 from tests.oracles import oracle_cases
-from tests.test_metrics import DECISION, random_records
-from tests.test_records import ABSTAINED, certification, header
+from tests.reported import (
+    CERTIFICATES,
+    EXACT,
+    SIGMA,
+    SPLITTING,
+    N,
+    noise,
+    read_csv,
+    save,
+    voted_records,
+)
 
-SIGMA, N = 8.0, 1000
-CERTIFICATES: list[dict[str, Any]] = [{"class": "GaussianL2", "norm": "l2", "alpha_split": {"p_lower": 1.0}}]
 BESIDE: list[dict[str, Any]] = [
     {"class": "GaussianLinf", "norm": "linf", "alpha_split": {"p_lower": 1.0}},
     {"class": "GaussianTwoClassL2", "method": "grouped", "norm": "l2",
      "alpha_split": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3}},
 ]  # fmt: skip
-
-
-EXACT: dict[str, Any] = {
-    "certificate": "DeterministicSplittingL1", "norm": "l1", "ball": "closed", "alpha": 0.0, "radii": {}, "top": -1,
-}  # fmt: skip
-SPLITTING = {"class": "DeterministicSplittingNoise", "sigma": SIGMA}
-
-
-def cohen_radius(count: int, n: int, alpha: float, sigma: float = SIGMA) -> float:
-    """Written again from math.md A1 and A2, with scipy."""
-    tail = special.betainccinv(n - count + 1, count, alpha) if count < n else -math.expm1(math.log(alpha) / n)
-    if count == 0 or tail >= 0.5:
-        return 0.0
-    return float(-sigma * special.ndtri(tail))
-
-
-def from_votes(index: int, label: int, counts: Sequence[int], alpha: float, **changes: Any) -> Certification:
-    radius = cohen_radius(counts[1], sum(counts), alpha)
-    stated = {} if radius > 0 else {"prediction": ABSTAIN, "status": "abstain"}
-    bounds = fakes.voted(counts[1], sum(counts), alpha, SIGMA)["bounds"]
-    n = sum(counts)
-    fields: dict[str, Any] = {
-        "label": label, "prediction": 1, "radius": radius, "counts": tuple(counts), "counts0": (1, 9, 0), "top": 1,
-        "runner_up": 0, "alpha": alpha, "bounds": bounds, "radii": {"GaussianL2": radius}, "n": n, "n_used": n,
-    }  # fmt: skip
-    return certification(index, **(fields | stated | {"label": label} | changes))
-
-
-def voted_records(alpha: float = 0.001, images: int = 40) -> list[Certification]:
-    rng = np.random.default_rng(7)
-    votes = [rng.multinomial(N, [0.2 * (1 - p), p, 0.8 * (1 - p)]) for p in rng.beta(3, 1, images)]
-    return [from_votes(i, int(rng.integers(0, 2)), v.tolist(), alpha) for i, v in enumerate(votes)]
-
-
-def save(path: Path, records: Sequence[Certification], **changes: Any) -> Path:
-    counted = len(records[0].counts)
-    described: dict[str, Any] = {"n": records[0].n, "num_classes": counted, "noise": noise(SIGMA)}
-    shared = {key: changes.pop(key) for key in ("shared_noise",) if key in changes}
-    head = header(**(described | {"alpha": records[0].alpha or 0.001} | changes))
-    return fakes.save(path, records, dataclasses.replace(head, binding={**head.binding, **shared}))
-
-
-def noise(sigma: float) -> dict[str, Any]:
-    return {"class": "GaussianNoise", "sigma": sigma}
-
-
-def read_csv(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 # --- the numbers ------------------------------------------------------------------------------------------------------
@@ -388,78 +345,6 @@ def test_theorem_5_holds_on_simulated_records(tmp_path: Path) -> None:
     assert stats.binomtest(naive, repetitions, rho, alternative="greater").pvalue < 1e-4, "the plain share is no bound"
 
 
-# --- recomputation ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("alpha", [0.05, 0.001, 1e-5])
-def test_recomputation_equals_certifying_at_that_alpha(tmp_path: Path, alpha: float) -> None:
-    path = save(tmp_path / "run.jsonl", voted_records(0.001))
-    [run] = load_runs([path])
-    again = recompute(run, alpha)
-    for record, expected in zip(again.records, voted_records(alpha), strict=True):
-        assert (record.prediction, record.status, record.alpha) == (expected.prediction, expected.status, alpha)
-        assert record.radius == pytest.approx(expected.radius, rel=1e-9)
-    shown = str(report([path], alpha=alpha))
-    assert f"alpha = {alpha:g}" in shown
-    before = body_lines(path)
-    assert before == [record.to_json() for record in voted_records(0.001)], "the file is not touched"
-
-
-def test_recomputation_at_the_same_alpha_changes_nothing(tmp_path: Path) -> None:
-    fresh = GaussianL2()
-    [run] = load_runs([save(tmp_path / "run.jsonl", voted_records(0.001))])
-    once = recompute(run, 0.001)
-    assert recompute(once, 0.001).records == once.records
-    assert {r.certificate for r in once.records} == {fresh.name}
-    assert [r.bounds["q_upper"] > 0 for r in once.records] == [True] * len(once.records)
-
-
-@pytest.mark.parametrize(
-    ("changes", "run", "message"),
-    [
-        ({"mode": "staged"}, {}, "alpha cannot be changed in mode 'staged'"),
-        ({"mode": "randomized"}, {}, "alpha cannot be changed in mode 'randomized'"),
-        ({"n_used": 500}, {}, "the counts of image 0 are not those of 1000 independent samples"),
-        ({"counts": (0, 900, 0)}, {}, "the counts of image 0 are not those of 1000"),
-        ({}, {"entry": {}}, r"the header does not say how to build certificate 'GaussianL2'"),
-        (
-            {},
-            {"entry": CERTIFICATES[0] | {"alpha_split": {"p_lower": 0.5}}},
-            r"recorded with \{'norm': 'l2', 'alpha_split': \{'p_lower': 0\.5\}\}, but here it has \{'norm': 'l2'",
-        ),
-    ],
-)
-def test_recomputation_is_refused_where_it_is_not_sound(
-    tmp_path: Path, changes: dict[str, Any], run: dict[str, Any], message: str
-) -> None:
-    [sound] = load_runs([save(tmp_path / "run.jsonl", [from_votes(0, 1, (20, 960, 20), 0.001)])])
-    assert recompute(sound, 0.01).records[0].radius > sound.records[0].radius
-    record = dataclasses.replace(sound.records[0], **changes)
-    with pytest.raises(ValueError, match=message):
-        recompute(dataclasses.replace(sound, records=[record], **run), 0.01)
-
-
-def test_recomputation_of_an_import_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "run.jsonl", [certification(0, radius=0.1)])
-    with pytest.raises(ValueError, match="was imported and has no raw counts"):
-        report([path], alpha=0.01)
-    report([path])  # without another alpha it is reported as it is
-
-
-def test_recomputation_of_decisions_is_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "run.jsonl", [certification(0, status="decided", **DECISION)])
-    with pytest.raises(ValueError, match="mode 'decision'"):
-        report([path], alpha=0.01)
-
-
-def test_exact_statements_hold_at_every_alpha(tmp_path: Path) -> None:
-    exact = save(tmp_path / "exact.jsonl", [certification(0, **EXACT, grid=16, radius=0.25)], noise=SPLITTING)
-    [run] = load_runs([exact])
-    assert recompute(run, 0.05) is run
-    with pytest.raises(ValueError, match=r"alpha must lie in \(0, 1\), got 2"):
-        report([exact], alpha=2)
-
-
 # --- several certificates ---------------------------------------------------------------------------------------------
 
 
@@ -673,46 +558,3 @@ def test_merge_import_and_export_commands(tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(SystemExit, match="2"):
         import_main([table, "--out", back])  # sigma, n and alpha are part of the statement: no defaults
     assert "--sigma" in capsys.readouterr().err
-
-
-# --- published logs ---------------------------------------------------------------------------------------------------
-
-PUBLISHED = {
-    "0.12": (0.2758, [0.832, 0.598]),
-    "0.25": (0.4240, [0.767, 0.612, 0.423, 0.251]),
-    "0.50": (0.5251, [0.657, 0.549, 0.428, 0.325, 0.220, 0.141, 0.083]),
-    "1.00": (0.5105, [0.472, 0.409, 0.338, 0.277, 0.221, 0.172, 0.133]),
-}
-
-
-def test_published_logs_give_the_published_numbers(shared: Path, tmp_path: Path) -> None:
-    paths = []
-    for sigma in PUBLISHED:
-        paths.append(tmp_path / f"sigma_{sigma}.jsonl")
-        table = shared / "data" / "cohen-cifar10" / f"sigma_{sigma}.tsv"
-        given = ["--sigma", sigma, "--n", "100000", "--alpha", "0.001", "--data", "cifar10"]
-        assert import_main([str(table), "--out", str(paths[-1]), *given]) == 0
-    at = [f"{i / 4:g}" for i in range(7)]
-    assert report_main([*map(str, paths), "--out", str(tmp_path / "out"), "--format", "csv", "--radii", *at]) == 0
-    for row, (sigma, (radius, accuracies)) in zip(
-        read_csv(tmp_path / "out" / "report.csv"), PUBLISHED.items(), strict=True
-    ):
-        assert (row["run"], float(row["sigma"]), row["n_images"]) == (f"sigma_{sigma}", float(sigma), "10000")
-        # Lowered by the last printed digit: between one and two units of the third digit below what was published.
-        assert radius - 0.006 < float(row["acr"]) < radius - 0.0004
-        assert float(row["acr"]) == pytest.approx(lowered_average(shared, sigma), abs=1e-12)
-        for i, accuracy in enumerate(accuracies):
-            assert accuracy - 0.006 < float(row[f"acc@{i / 4:g}"]) <= accuracy + 6e-4
-    assert "--assert-independent" in str(report(paths[:1]))
-
-
-def lowered_average(shared: Path, sigma: str) -> float:
-    """Average radius of a published log, each lowered by one unit of its last printed or third digit: written again."""
-    total, lines = 0.0, (shared / "data" / "cohen-cifar10" / f"sigma_{sigma}.tsv").read_text().splitlines()[1:]
-    for line in lines:
-        _, _, _, radius, correct, _ = line.split("\t")
-        whole, _, decimals = radius.partition(".")
-        leading = len(whole) if float(whole) else -(len(decimals) - len(decimals.lstrip("0")))
-        unit = max(10.0 ** -len(decimals), 10.0 ** (leading - 3))
-        total += int(correct) * max(float(radius) - unit, 0.0)
-    return total / len(lines)

@@ -13,7 +13,7 @@ import lightning_rs
 from lightning_rs.cli import main
 from lightning_rs.records import RecordFile
 from tests.driving import ROOT
-from tests.test_records import certification, header
+from tests.fakes import certification, header
 
 HEAVY = (
     "torch",

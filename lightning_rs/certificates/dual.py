@@ -11,7 +11,6 @@ shift of largest discrepancy in a ball, the bound holds in the whole ball.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +29,6 @@ from lightning_rs.checks import (
     check_positive,
     check_probability,
 )
-from lightning_rs.numerics.search import maximise
 from lightning_rs.statistics.binomial import clopper_pearson_lower
 
 
@@ -70,6 +68,7 @@ def gaussian_discrepancy(lam: ArrayLike, r: ArrayLike, sigma: ArrayLike) -> Floa
     with np.errstate(divide="ignore", invalid="ignore"):
         at = np.log(lam) / t
         value = lam * ndtr(at + 0.5 * t) - ndtr(at - 0.5 * t)
+    # Exact bounds of any discrepancy; at lam = 0 or t = 0 the lower one is attained, and the formula is 0/0.
     floor = np.maximum(lam - 1.0, 0.0)
     return np.where((lam > 0) & (t > 0), np.clip(value, floor, lam), floor)[()]
 
@@ -95,55 +94,6 @@ def dual_lower_bound(lam: ArrayLike, p_lower: ArrayLike, discrepancy: ArrayLike)
     return np.clip(lam * p - check_nonnegative("discrepancy", discrepancy), 0.0, 1.0)[()]
 
 
-def dual_upper_bound(lam: ArrayLike, p_upper: ArrayLike, discrepancy: ArrayLike) -> FloatArray:
-    """Upper bound ``1 - max(0, lam (1 - p_upper) - D)`` on the probability of another class anywhere in the ball.
-
-    The other half of the bilateral form (Zhang et al. 2020, Appendix D), written with the same D: there it is
-    ``mu p_upper + D(pi_delta || mu pi_0)``, and ``D(pi_delta || mu pi_0) = D(mu pi_0 || pi_delta) + 1 - mu``.
-    """
-    p = check_probability("p_upper", p_upper)
-    return 1.0 - dual_lower_bound(lam, 1.0 - p, discrepancy)
-
-
-def worst_case_probability(
-    p_lower: ArrayLike, discrepancy: Callable[[FloatArray], FloatArray], lam_range: tuple[float, float] = (1e-6, 1e6)
-) -> FloatArray:
-    """Smallest probability in the ball, ``max over lam of lam p_lower - D(lam)``, for an exact discrepancy.
-
-    Args:
-        p_lower: lower bound of the probability at the centre, any shape.
-        discrepancy: D as a function of lam, elementwise; it is called with arrays of shape (m, *shape of p_lower).
-        lam_range: where to look for the multiplier. What lies outside is lost, never unsound.
-
-    Returns:
-        The bound in [0, 1], shape of ``p_lower``.
-    """
-    p = check_probability("p_lower", p_lower)
-    low, high = (np.full(p.shape, np.log(end)) for end in lam_range)
-
-    def objective(log_lam: FloatArray) -> FloatArray:
-        lam = np.exp(log_lam)
-        return lam * p - discrepancy(lam)
-
-    return np.clip(maximise(objective, low, high), 0.0, 1.0)[()]
-
-
-def bilateral_gap(
-    p_lower: ArrayLike, p_upper: ArrayLike, discrepancy: Callable[[FloatArray], FloatArray]
-) -> FloatArray:
-    """Least probability of the class minus greatest of any other in the ball; the class stays ahead if positive.
-
-    Sufficient, and with two classes necessary (Zhang et al. 2020, Appendix D, say "necessary" of more than two).
-
-    Args:
-        p_lower: lower bound of the probability of the class at the centre.
-        p_upper: upper bound of the probability of every other class at the centre.
-        discrepancy: exact D as a function of lam, see :func:`worst_case_probability`.
-    """
-    rest = worst_case_probability(1.0 - check_probability("p_upper", p_upper), discrepancy)
-    return worst_case_probability(p_lower, discrepancy) - (1.0 - rest)
-
-
 def log_ratio_draws(
     noise: DensityNoise, norm: str, radius: float, n: int, generator: torch.Generator | None = None
 ) -> FloatArray:
@@ -159,6 +109,7 @@ def log_ratio_draws(
     Returns:
         shape (n,), float64.
     """
+    # In parts, because a draw has d coordinates of which only one number is kept.
     delta = noise.worst_shift(norm, float(check_nonnegative("radius", radius)))
     left, parts = check_at_least("n", n, 1), []
     while left > 0:
@@ -185,6 +136,7 @@ def sampled_discrepancy_upper(log_ratio: ArrayLike, lam: ArrayLike, alpha: float
     """
     ratio, lam = as_float64("log_ratio", log_ratio), check_nonnegative("lam", lam)
     excess = np.sqrt(-np.log(check_alpha(alpha)) / (2.0 * ratio.size))
+    # Values beyond e^700 would overflow, and count as zero long before.
     mean = np.maximum(lam[..., None] - np.exp(np.minimum(ratio, 700.0)), 0.0).mean(-1)
     return np.minimum(mean + lam * excess, lam)[()]
 
@@ -234,6 +186,7 @@ def algorithm_two(
     Raises:
         ValueError: for alpha outside (0, 1) or counts outside [0, n].
     """
+    # Two events, half of alpha each. The pilot may be as rough as it likes: it only picks lam, which any value serves.
     share = 0.5 * float(check_alpha(alpha))
     grid = np.atleast_1d(check_positive("lams", lams))
     rough = float(clopper_pearson_lower(*pilot_votes, share))

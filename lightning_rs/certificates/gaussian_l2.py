@@ -7,16 +7,12 @@ from collections.abc import Mapping
 from typing import ClassVar, Literal, cast
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, at, read
 from lightning_rs.certificates.natural import usual_for
 from lightning_rs.checks import (
     FloatArray,
     check_choice,
-    check_nonnegative,
-    check_positive,
 )
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.gaussian import GaussianNoise
@@ -27,24 +23,6 @@ from lightning_rs.statistics.binomial import (
     clopper_pearson_tail_upper,
     simultaneous_tail_bounds,
 )
-
-
-def gaussian_l2_threshold(radius: ArrayLike, sigma: ArrayLike) -> FloatArray:
-    """Return the tail ``q0 = Phi(-radius / sigma)`` below which the radius is certified.
-
-    A class whose tail ``1 - p`` is strictly below ``q0`` has a Cohen radius strictly above ``radius``. This is the
-    threshold of :class:`~lightning_rs.statistics.sequential.DecisionRule`; it is rounded down.
-
-    Args:
-        radius: radius in input units, >= 0.
-        sigma: standard deviation of the noise, in input units.
-
-    >>> print(round(gaussian_l2_threshold(0.25, 0.5), 6))
-    0.308538
-    """
-    score = check_nonnegative("radius", radius) / check_positive("sigma", sigma)
-    # Relative error of Phi(-s): the relative error of s, times at most s (s + 1).
-    return (ndtr(-score) * (1 - SLACK * (1 + score * (score + 1))))[()]
 
 
 @usual_for(GaussianNoise)

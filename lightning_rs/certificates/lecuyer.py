@@ -22,7 +22,7 @@ def lecuyer_l2_radius(
     *,
     q_upper: ArrayLike | None = None,
 ) -> FloatArray:
-    """Certified l2 radius of Lecuyer et al.: the best over beta of :func:`lecuyer_fixed_beta_radius`.
+    """Certified l2 radius of Lecuyer et al.: the best over beta of :func:`radius_of_beta`.
 
     ``sup of sigma beta / sqrt(2 log(1.25 (1 + e^beta) / (p_lower - e^(2 beta) p_upper)))`` over
     ``0 < beta <= min(1, log(p_lower / p_upper) / 2)``. Lecuyer et al. (2019), as stated in Cohen et al. (2019),
@@ -48,32 +48,22 @@ def lecuyer_l2_radius(
     above = likely > other
     with np.errstate(divide="ignore"):
         limit = np.minimum(0.5 * np.log(np.where(above, likely, 1.0)) - 0.5 * np.log(np.where(above, other, 1.0)), 1.0)
-    best = maximise(lambda beta: _objective(likely, other, beta), np.zeros_like(limit), limit)
+    best = maximise(lambda beta: radius_of_beta(likely, other, beta), np.zeros_like(limit), limit)
     return round_down(scale * best)
 
 
-def lecuyer_fixed_beta_radius(
-    p_lower: ArrayLike | None = None,
-    p_upper: ArrayLike | None = None,
-    sigma: ArrayLike | None = None,
-    beta: ArrayLike | None = None,
-    *,
-    q_upper: ArrayLike | None = None,
-) -> FloatArray:
-    """Lecuyer's radius at one value of beta in (0, 1]; valid at each. Otherwise as :func:`lecuyer_l2_radius`.
-
-    Raises:
-        ValueError: also if beta lies outside (0, 1].
-    """
-    scale, likely, other, _ = two_class_arguments(p_lower, p_upper, sigma, q_upper)
-    level = as_float64("beta", given("beta", beta))
-    if not ((level > 0) & (level <= 1)).all():
-        raise ValueError(f"beta must lie in (0, 1], got {beta!r}")
-    return round_down(scale * _objective(likely, other, level))
+def radius_of_beta(likely: FloatArray, other: FloatArray, beta: FloatArray) -> FloatArray:
+    """Lecuyer's radius in units of sigma at one beta in (0, 1], valid at each, up to the rounding of its last step."""
+    pushed = np.exp(2 * beta) * other
+    # The difference loses digits where it is small: lower it by its own rounding error.
+    gap = likely - pushed - 4 * _EPS * (likely + pushed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        radius = beta / np.sqrt(2 * np.log(1.25 * (1 + np.exp(beta)) / gap))
+    return np.where(gap > 0, radius, 0.0)
 
 
-class LecuyerL2(TwoClassCertificate):
-    """Lecuyer's certificate from votes, a baseline: its radius is never larger than Cohen's two-class radius.
+class Baseline(TwoClassCertificate):
+    """A certificate from votes whose radius is never larger than Cohen's two-class radius.
 
     Args:
         method: how alpha is shared by the bounds on the top class and on the others, see
@@ -85,6 +75,10 @@ class LecuyerL2(TwoClassCertificate):
 
     def __init__(self, method: Literal["complement", "bonferroni", "grouped"] = "complement") -> None:
         super().__init__(method)
+
+
+class LecuyerL2(Baseline):
+    """Lecuyer's certificate from votes; arguments as :class:`Baseline`."""
 
     def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:
         """Return :func:`lecuyer_l2_radius`, in input units."""
@@ -101,12 +95,3 @@ def two_class_arguments(
     other = np.minimum(check_probability("p_upper", given("p_upper", p_upper)), tail)
     scale, likely, other, tail = np.broadcast_arrays(scale, likely, other, tail)
     return scale, likely, other, tail
-
-
-def _objective(likely: FloatArray, other: FloatArray, beta: FloatArray) -> FloatArray:
-    pushed = np.exp(2 * beta) * other
-    # The difference loses digits where it is small: lower it by its own rounding error.
-    gap = likely - pushed - 4 * _EPS * (likely + pushed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        radius = beta / np.sqrt(2 * np.log(1.25 * (1 + np.exp(beta)) / gap))
-    return np.where(gap > 0, radius, 0.0)

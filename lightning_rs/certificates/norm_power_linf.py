@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import ndtri
 
 from lightning_rs.certificates.base import Setting, TopVoteCertificate
 from lightning_rs.certificates.natural import usual_for
@@ -48,7 +49,7 @@ def mixed_norm_linf_radius(
     dual value at a multiplier from a pilot, empirical Bernstein bound on fresh draws, union over the radii.
 
     At d = 3,072 and the paper's k_inf = 250 this radius is a quarter to a half *smaller* than R_2 / sqrt(d) of
-    Gaussian noise of equal norm at the same probability; see :func:`mixed_norm_needed_score`.
+    Gaussian noise of equal norm at the same probability.
 
     Args:
         p_lower: lower bound of the probability of the class, in [0, 1]; leave out if ``q_upper`` is given.
@@ -93,18 +94,6 @@ def pure_linf_radius(
     numbers whatever the dimension. In high dimension the radius is negligible, which is what Theorem 4 says.
     """
     return _radius(_settings("pure", dim, given("k", k), 0.0, (beta, draws, 2, seed, device)), p_lower, sigma, q_upper)
-
-
-def mixed_norm_needed_score(fraction: ArrayLike, k_inf: float, dim: int, draws: int = DRAWS) -> FloatArray:
-    """Phi^-1(p_lower) that the mixed-norm family needs for ``R_inf = fraction sigma_0 / sqrt(d)``.
-
-    Gaussian noise with standard deviation sigma_0 needs exactly ``fraction``; the family is matched to it by the
-    most likely norm, the rule of Zhang et al. (2020). Upper bounds from the table, linear between its radii;
-    infinite beyond it.
-    """
-    table = linf_table(_settings("mixed", dim, k_inf, 0.0, (BETA, draws, PATTERNS, 0, "cpu")))
-    r = check_nonnegative("fraction", fraction) * np.sqrt((dim - 1.0 - k_inf) / (dim - 1.0) / dim)
-    return np.interp(r, table.radii, -ndtri(table.tails), right=np.inf)
 
 
 def mixed_norm_log_ratio(z: ArrayLike, delta: ArrayLike, sigma: float, k_inf: float, k_2: float = 0.0) -> FloatArray:
@@ -180,8 +169,8 @@ class MixedNormLinf(_TableCertificate):
         """Return the radius in input units."""
         noise = setting.noise
         assert isinstance(noise, MixedNormNoise)
-        knobs = (self.beta, self.draws, PATTERNS, self.seed, self.device)
-        return _radius(_settings("mixed", noise.dim, noise.k_inf, noise.k_2, knobs), None, noise.scale, q_upper)
+        law: dict[str, Any] = {"sigma": noise.scale, "k_inf": noise.k_inf, "dim": noise.dim, "k_2": noise.k_2}
+        return mixed_norm_linf_radius(q_upper=q_upper, **law, **self.spec())
 
 
 @usual_for(PureLinfNoise)
@@ -197,8 +186,7 @@ class PureLinf(_TableCertificate):
         """Return the radius in input units."""
         noise = setting.noise
         assert isinstance(noise, PureLinfNoise)
-        settings = _settings("pure", noise.dim, noise.k, 0.0, (self.beta, self.draws, 2, self.seed, self.device))
-        return _radius(settings, None, noise.scale, q_upper)
+        return pure_linf_radius(q_upper=q_upper, sigma=noise.scale, k=noise.k, dim=noise.dim, **self.spec())
 
 
 def _log_ratio_arguments(

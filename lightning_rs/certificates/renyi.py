@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import xlog1py
 
-from lightning_rs.certificates.gaussian_l2 import TwoClassCertificate
-from lightning_rs.certificates.lecuyer import two_class_arguments
-from lightning_rs.checks import FloatArray, check_positive, given
+from lightning_rs.certificates.lecuyer import Baseline, two_class_arguments
+from lightning_rs.checks import FloatArray
 from lightning_rs.numerics.search import maximise
 
 _EPS = float(np.finfo(np.float64).eps)
@@ -27,7 +24,7 @@ def renyi_l2_radius(
     *,
     q_upper: ArrayLike | None = None,
 ) -> FloatArray:
-    """Certified l2 radius of Li et al.: the best over a of :func:`renyi_fixed_order_radius`.
+    """Certified l2 radius of Li et al.: the best over a of :func:`radius_of_order`.
 
     ``sup over a > 0 of sigma sqrt(-(2 / a) log(1 - p_lower - p_upper + 2 M_{1-a}))``, with ``M_s`` the power mean
     of order s of ``p_lower`` and ``p_upper``. Li, Chen, Wang and Carin (2019), as stated in Cohen et al. (2019),
@@ -52,54 +49,19 @@ def renyi_l2_radius(
     """
     scale, likely, other, tail = two_class_arguments(p_lower, p_upper, sigma, q_upper)
     low, high = (np.full(likely.shape, end) for end in _LOG_ORDERS)
-    best = maximise(lambda log_order: _objective(likely, other, tail, np.exp(log_order)), low, high)
+    best = maximise(lambda log_order: radius_of_order(likely, other, tail, np.exp(log_order)), low, high)
     # Order one is a corner of the objective for a small p_upper: the search only comes close to it.
-    one = _objective(likely, other, tail, np.ones(likely.shape))
+    one = radius_of_order(likely, other, tail, np.ones(likely.shape))
     return (scale * np.maximum(np.maximum(best, one), _order_zero(likely, other)))[()]
 
 
-def renyi_fixed_order_radius(
-    p_lower: ArrayLike | None = None,
-    p_upper: ArrayLike | None = None,
-    sigma: ArrayLike | None = None,
-    order: ArrayLike | None = None,
-    *,
-    q_upper: ArrayLike | None = None,
-) -> FloatArray:
-    """Li's radius at one Renyi order a > 0; valid at each (a = 1 is the limit). Otherwise as :func:`renyi_l2_radius`.
+def radius_of_order(likely: FloatArray, other: FloatArray, tail: FloatArray, order: FloatArray) -> FloatArray:
+    """Li's radius in units of sigma at one Renyi order a > 0, valid at each, lowered by more than its rounding error.
 
-    Raises:
-        ValueError: also if ``order`` is not positive.
-    """
-    scale, likely, other, tail = two_class_arguments(p_lower, p_upper, sigma, q_upper)
-    return (scale * _objective(likely, other, tail, check_positive("order", given("order", order))))[()]
-
-
-class RenyiL2(TwoClassCertificate):
-    """Li's certificate from votes, a baseline: its radius is never larger than Cohen's two-class radius.
-
-    Args:
-        method: how alpha is shared by the bounds on the top class and on the others, see
-            :class:`~lightning_rs.certificates.gaussian_l2.TwoClassCertificate`. The default "complement" takes
-            ``p_upper = 1 - p_lower`` at the whole alpha, as the comparison of Cohen et al. (2019) does.
-    """
-
-    methods = ("complement", "bonferroni", "grouped")
-
-    def __init__(self, method: Literal["complement", "bonferroni", "grouped"] = "complement") -> None:
-        super().__init__(method)
-
-    def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:
-        """Return :func:`renyi_l2_radius`, in input units."""
-        return renyi_l2_radius(q_upper=q_upper, p_upper=p_upper, sigma=sigma)
-
-
-def _objective(likely: FloatArray, other: FloatArray, tail: FloatArray, order: FloatArray) -> FloatArray:
-    """sqrt(-(2 / a) log(1 - p_lower - p_upper + 2 M)), lowered by more than its rounding error.
-
-    With d = log(p_lower / p_upper) and lc = log cosh: M = sqrt(p_lower p_upper) exp(lc(s d / 2) / s), s = 1 - a,
-    and p_lower + p_upper - 2 M = 2 M expm1(lc(d / 2) - lc(s d / 2) / s), which keeps its digits where the two
-    probabilities are close; 1 - p_lower - p_upper + 2 M = (tail - p_upper) + 2 M keeps them where the tail is small.
+    sqrt(-(2 / a) log(1 - p_lower - p_upper + 2 M)), M the power mean of order 1 - a; a = 1 is the limit. With d =
+    log(p_lower / p_upper) and lc = log cosh: M = sqrt(p_lower p_upper) exp(lc(s d / 2) / s), s = 1 - a, and p_lower
+    + p_upper - 2 M = 2 M expm1(lc(d / 2) - lc(s d / 2) / s), which keeps its digits where the two probabilities are
+    close; 1 - p_lower - p_upper + 2 M = (tail - p_upper) + 2 M keeps them where the tail is small.
     """
     floor = np.maximum(other, _SMALLEST)
     above = likely > floor
@@ -113,6 +75,14 @@ def _objective(likely: FloatArray, other: FloatArray, tail: FloatArray, order: F
         logarithm = np.where(loss < 0.5, np.log1p(-loss), np.log(tail - other + twice_mean))
     radius = np.sqrt(-2 / order * np.minimum(logarithm, 0.0))
     return np.where(above, radius * (1 - 32 * _EPS * (1 + d) * (1 + 1 / order)), 0.0)
+
+
+class RenyiL2(Baseline):
+    """Li's certificate from votes; arguments as :class:`~lightning_rs.certificates.lecuyer.Baseline`."""
+
+    def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:
+        """Return :func:`renyi_l2_radius`, in input units."""
+        return renyi_l2_radius(q_upper=q_upper, p_upper=p_upper, sigma=sigma)
 
 
 def _order_zero(likely: FloatArray, other: FloatArray) -> FloatArray:

@@ -45,16 +45,6 @@ def second_order_lower_bound(
     return np.clip(1 - tail_value(_missing(tail, slope), shift), 0.0, 1.0)[()]
 
 
-def second_order_upper_bound(p_upper: ArrayLike, scaled_gradient_upper: ArrayLike, r: ArrayLike) -> FloatArray:
-    """Upper bound at l2 distance r sigma of a probability that is at most ``p_upper`` with the given gradient.
-
-    The mirror image of :func:`second_order_lower_bound`: one minus the bound for the complement. r in units
-    of sigma, shapes broadcast, result in [0, 1].
-    """
-    tail, slope, shift = _arguments(None, p_upper, scaled_gradient_upper, r)
-    return np.clip(tail_value(_missing(tail, slope), shift), 0.0, 1.0)[()]
-
-
 def second_order_l2_radius(
     p_lower: ArrayLike | None = None,
     scaled_gradient_upper: ArrayLike | None = None,

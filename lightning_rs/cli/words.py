@@ -29,12 +29,6 @@ def whole(text: str) -> int | None:
     return int(number) if number == number.to_integral_value() and 2 <= number < _LARGEST else None
 
 
-def whole_number(text: str) -> int:
-    """Return a whole number, for argparse; raise ``ValueError`` for other texts."""
-    found = whole(text)
-    return int(text) if found is None else found
-
-
 def with_whole_numbers(words: Sequence[str]) -> list[str]:
     """Return a command's words with whole numbers written plainly; values of options that take a name stay."""
     plain, option = [], ""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
+from jaxtyping import Float, Num
 from torch import Tensor
 
 from lightning_rs.engine.runtime import PreparedNetwork
@@ -31,23 +32,23 @@ class NoisyRows(ABC):
     chunk: int
 
     @abstractmethod
-    def place(self, images: Tensor) -> Tensor:
-        """Return images (B, *shape) as rows (B, d) in the engine's coordinate order, in the units of the noise."""
+    def place(self, images: Float[Tensor, "B ..."]) -> Num[Tensor, "B d"]:
+        """Return images as rows in the engine's coordinate order, in the units of the noise."""
 
     @abstractmethod
     def fill_(
         self,
-        x: Tensor,
-        inputs: Tensor,
-        variates: Tensor | None,
+        x: Num[Tensor, "*m d"],
+        inputs: Float[Tensor, "m d"],
+        variates: Float[Tensor, "m d"] | None,
         generator: torch.Generator,
         work: Scratch,
         paired: bool,
     ) -> None:
-        """Fill ``inputs``, (m, d), with noisy copies of a placed image, (d,), and ``variates`` with their noise.
+        """Fill ``inputs`` with noisy copies of a placed image, and ``variates`` with their noise.
 
         Args:
-            x: the placed image, shape (d,), or one a row.
+            x: the placed image, or one a row.
             inputs: to be filled, in the dtype of the network.
             variates: to be filled, or None if nobody reads them.
             generator: at the start of the stream of these rows.
@@ -68,20 +69,21 @@ class FloatRows(NoisyRows):
         self._noise = noise
         self.chunk = chunk_size(int(torch.Size(prepared.shape).numel()), prepared.device.type)
 
-    def place(self, images: Tensor) -> Tensor:
+    def place(self, images: Float[Tensor, "B ..."]) -> Num[Tensor, "B d"]:
         """Return the images in float32."""
         return self._prepared.flatten(images)
 
     def fill_(
         self,
-        x: Tensor,
-        inputs: Tensor,
-        variates: Tensor | None,
+        x: Num[Tensor, "*m d"],
+        inputs: Float[Tensor, "m d"],
+        variates: Float[Tensor, "m d"] | None,
         generator: torch.Generator,
         work: Scratch,
         paired: bool,
     ) -> None:
         """Draw, then combine."""
+        # Gradient evidence reads the variates that made the rows, so they are drawn in the buffer that it reads.
         drawn = torch.empty(inputs.shape, device=inputs.device) if variates is None else variates
         if paired:
             half = work.get("half", drawn.numel() // 2, torch.float32, drawn.device).view(-1, drawn.shape[1])
@@ -104,7 +106,7 @@ class LatticeRows(NoisyRows):
         self._noise = noise
         self.chunk = chunk_size(int(torch.Size(prepared.shape).numel()))
 
-    def place(self, images: Tensor) -> Tensor:
+    def place(self, images: Float[Tensor, "B ..."]) -> Num[Tensor, "B d"]:
         """Return the images in whole lattice steps."""
         order = self._prepared.order
         placed = self._noise.place(images.detach().cpu().flatten(1)).to(self._prepared.device)
@@ -112,9 +114,9 @@ class LatticeRows(NoisyRows):
 
     def fill_(
         self,
-        x: Tensor,
-        inputs: Tensor,
-        variates: Tensor | None,
+        x: Num[Tensor, "*m d"],
+        inputs: Float[Tensor, "m d"],
+        variates: Float[Tensor, "m d"] | None,
         generator: torch.Generator,
         work: Scratch,
         paired: bool,
@@ -122,15 +124,20 @@ class LatticeRows(NoisyRows):
         """Draw whole numbers, add, scale to input units; E[w | whole number] are the variates."""
         rows, dim = inputs.shape
         drawn = rows // 2 if paired else rows
+        # Whole numbers are drawn on the CPU and moved: the table's look-up is the same on every device, and so are
+        # records.
         whole = work.get("whole", drawn * dim, self._noise.dtype).view(drawn, dim)
         means = None if variates is None else work.get("means", drawn * dim, torch.float64).view(drawn, dim)
         self._noise.draw_(whole, generator, work, means)
         moved = whole.to(x.device)
         if paired:
+            # The lattice is symmetric, so x - w is exact as well: no second draw, no rounding between the members.
             self._noise.apply(x, moved, inputs[0::2])
             self._noise.apply(x, moved.neg(), inputs[1::2])
         else:
             self._noise.apply(x, moved, inputs)
+        # The network saw whole numbers; the gradient estimator needs E[w | whole number], the continuous noise behind
+        # it.
         if variates is not None and means is not None:
             if paired:
                 _pair_(variates, means)

@@ -27,6 +27,7 @@ _FIRST, _OFTEN, _SELDOM = 256, 17, 127
 def kept_rows(segment: Segment) -> Iterator[slice]:
     """Yield the rows of a segment that are kept; they depend on the samples' numbers alone."""
     stop = segment.first + segment.stop - segment.start
+    # By the sample's own number and not by its place: which samples are checked must not depend on the schedule.
     for begin, end, step in ((0, _FIRST, _OFTEN), (_FIRST, stop, _SELDOM)):
         first = max(begin, segment.first)
         first += -first % step
@@ -143,6 +144,8 @@ class Rechecks:
 
     @torch.inference_mode()
     def _run_again(self, kept: Kept, number: int) -> Tensor:
+        # Other companions (rows no image has), other places (a permutation of this number), and whichever thread is
+        # free.
         size = self._prepared.micro_batch
         repeats = -(-size // len(kept))
         rows = foreign(kept.rows, bool(number % 2)).repeat(repeats, 1)[:size].to(self._prepared.dtype)
@@ -156,6 +159,8 @@ class Rechecks:
             kept, future = pair
             again = future.result()
             moved = (again - kept.logits).abs().amax(1)
+            # Relative to the largest logit seen: rounding of a sum is as large as its largest terms, which logits near
+            # 0 hide.
             largest, scale = float(moved.max()), max(self.scale, float(kept.logits.abs().max()))
             if largest > rounding(self._prepared.config.precision) * scale:
                 raise ValueError(_refusal(kept, again, moved, largest, scale))

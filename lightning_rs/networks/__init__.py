@@ -21,6 +21,7 @@ from lightning_rs.networks.denoise import (
 )
 from lightning_rs.networks.denoisers import DnCNN, SigmaUNet
 from lightning_rs.networks.normalize import Normalize
+from lightning_rs.networks.null_coding import NullCoding
 from lightning_rs.networks.pooling import LowResolution
 from lightning_rs.networks.schedules import alphas_cumprod, denoising_timestep
 from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
@@ -39,6 +40,7 @@ __all__ = [
     "MnistLeNet",
     "NoiseMapDenoiser",
     "Normalize",
+    "NullCoding",
     "PlainDenoiser",
     "SigmaDenoiser",
     "SigmaUNet",

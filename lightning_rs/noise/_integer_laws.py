@@ -72,6 +72,8 @@ def _times(a: int, b: int) -> int:
 
 def _floors(numbers: Sequence[int]) -> list[int]:
     """Return the floors of 2^63 p for probabilities p in fixed point; refuse to guess next to a whole number."""
+    # The fixed-point number may be off by some units of 2^-160. Its floor is certain unless it lies that close to a
+    # whole multiple of 2^-63; 2^-50 of one is far more than that error, and chance comes as near once in 2^49 numbers.
     shift = _FRACTION - 63
     margin, whole = 1 << (shift - 50), 1 << shift
     for number in numbers:
@@ -82,6 +84,7 @@ def _floors(numbers: Sequence[int]) -> list[int]:
 
 def _symmetric(tails: Sequence[int], means: FloatArray) -> IntegerLaw:
     """Return the law of a symmetric W from tails[w] = P(W > w) and the conditional means for w = 0, 1, ..."""
+    # From the tails, not from the distribution function: both halves come from the same numbers.
     low = _floors(tails)
     last = next((w for w, floor in enumerate(low) if floor == 0), len(low) - 1) + 1  # beyond: less than 2^-63
     low, upper = low[:last], means[: last + 1]
@@ -104,6 +107,8 @@ def rounded_gaussian(scale: Fraction) -> IntegerLaw:
 
 def _gaussian_tails(scale: Fraction, last: int) -> list[int]:
     """Return P(M Z > w + 1/2), w = 0, ..., last - 1, in fixed point."""
+    # Few cells: ask mpmath for each. Many narrow ones (the scale is q 2^bits sigma, thousands): a recurrence in
+    # integers.
     if scale < 8:
         with mp.workprec(_FRACTION + 40):
             step = mp.mpf(scale.denominator) / (scale.numerator * mp.sqrt(2))
@@ -115,18 +120,20 @@ def _gaussian_tails(scale: Fraction, last: int) -> list[int]:
         half = mp.mpf(scale.denominator) / (2 * scale.numerator)
         factors = [_fixed(2 * half ** (2 * j + 1) / mp.factorial(2 * j + 1)) for j in range(20)]
     square = 1 / scale**2
+    # phi((w+1)/M) / phi(w/M) = e^{-(2w+1)/(2 M^2)}: each density from the one before by a ratio that shrinks by a
+    # constant.
     ratio, step = _exponential(-square / 2), _exponential(-square)
     factors = [factor for factor in factors if factor]
     tail, tails = 1 << (_FRACTION - 1), []
     for w in range(last):
         z = w * scale.denominator * (1 << _FRACTION) // scale.numerator
-        before, hermite, mass = 0, 1 << _FRACTION, 0
+        before, hermite, mass = 0, 1 << _FRACTION, 0  # He_n+1 = z He_n - n He_n-1; two steps a term, which are even
         for j, factor in enumerate(factors):
             mass += _times(hermite, factor)
             for n in (2 * j, 2 * j + 1):
                 before, hermite = hermite, _times(z, hermite) - n * before
         cell = _times(density, mass)
-        tail -= cell if w else cell // 2
+        tail -= cell if w else cell // 2  # the cell around 0 is half on this side
         tails.append(tail)
         density, ratio = _times(density, ratio), _times(ratio, step)
     return tails
@@ -183,6 +190,7 @@ def discrete_gaussian(variance: Fraction) -> IntegerLaw:
     """Return the law with P(W = w) proportional to exp(-w^2 / (2 variance)), on all integers."""
     last = int(9.5 * float(variance) ** 0.5) + 2
     ratio, step = _exponential(-1 / (2 * variance)), _exponential(-1 / variance)
+    # Weights by the same recurrence; what lies beyond the last is below 2^-64 of the sum and is left out.
     weight, weights = 1 << _FRACTION, []
     for _ in range(last + 1):
         weights.append(weight)

@@ -36,6 +36,8 @@ class Table:
     def __init__(self, law: IntegerLaw) -> None:
         self.law = law
         self.dtype = torch.int16 if law.largest < 1 << 15 else torch.int32
+        # Entry e stands for all U that begin with the 16 bits e: an interval of numbers. If no threshold falls inside,
+        # W is the same for all of them and the entry is W itself.
         starts = np.arange(1 << 16, dtype=np.int64) << _BITS
         self._low = np.searchsorted(law.thresholds, starts, side="right")
         high = np.searchsorted(law.thresholds, starts + ((1 << _BITS) - 1), side="right")
@@ -52,6 +54,7 @@ class Table:
         """Fill ``out``, contiguous, of :attr:`dtype`, with independent draws."""
         flat = out.view(-1)
         words = scratch.get("words", -(-len(flat) // 4), torch.int64)
+        # Four draws of 16 bits from one 64-bit number: the generator is what a draw costs.
         words.random_(-(1 << 63), None, generator=generator)
         index = scratch.get("index", 4 * len(words), torch.int32)
         index.copy_(words.view(torch.uint16))
@@ -60,6 +63,8 @@ class Table:
         self._refine(flat, index, generator)
 
     def _refine(self, flat: Tensor, index: Tensor, generator: torch.Generator) -> None:
+        # Few are marked (``split_share``), so this part may be slow. Their missing bits come from the stream after the
+        # words: how many there are depends on the words alone, so a chunk is still a function of its key.
         drawn = flat.numpy()
         marked = np.flatnonzero(drawn == _MARK[self.dtype])
         more = torch.empty(len(marked), dtype=torch.int64).random_(0, 1 << _BITS, generator=generator).numpy()

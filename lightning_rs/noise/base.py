@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from lightning_rs.class_paths import from_dict, to_dict
@@ -53,22 +54,21 @@ class Noise(ABC):
         """The scale by which tables list the law: the standard deviation of one coordinate, in input units."""
 
     @abstractmethod
-    def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:
-        """Fill ``out``, float32 of shape (m, d), with fresh variates, one row a noisy copy."""
+    def draw_(self, out: Float32[Tensor, "m d"], generator: torch.Generator | None = None) -> None:
+        """Fill ``out`` with fresh variates, one row a noisy copy."""
 
     @abstractmethod
-    def apply(self, x: Tensor, variates: Tensor, out: Tensor) -> None:
+    def apply(self, x: Float32[Tensor, "*m d"], variates: Float32[Tensor, "m d"], out: Float[Tensor, "m d"]) -> None:
         """Write the noisy copies of ``x`` into ``out``.
 
         Args:
-            x: the clean input, shape (d,) for all rows or (m, d) for one input a row, float32.
-            variates: what :meth:`draw_` filled, shape (m, d), float32; left unchanged.
-            out: shape (m, d), float32 or the network's dtype; the rounding to it is the first operation
-                of the base classifier.
+            x: the clean input, for all rows or one a row.
+            variates: what :meth:`draw_` filled; left unchanged.
+            out: float32 or the network's dtype; the rounding to it is the first operation of the base classifier.
         """
 
-    def arranged(self, order: Tensor) -> Noise:
-        """Return the same law for inputs whose coordinates were permuted by ``order``, shape (d,)."""
+    def arranged(self, order: Int64[Tensor, " d"]) -> Noise:
+        """Return the same law for inputs whose coordinates were permuted by ``order``."""
         del order
         if not self.exchangeable:
             raise NotImplementedError(f"{type(self).__name__} has per-coordinate parameters: override arranged")
@@ -87,11 +87,11 @@ class Noise(ABC):
         """Raise ``ValueError`` if the law is not defined for inputs of this shape."""
 
     @final
-    def check_input(self, x: Tensor, domain: Domain = None, grid: int | None = None) -> None:
+    def check_input(self, x: Float[Tensor, "m ..."], domain: Domain = None, grid: int | None = None) -> None:
         """Refuse inputs that the law, the declared domain or the declared grid does not allow.
 
         Args:
-            x: a batch of inputs, shape (B, ...).
+            x: a batch of inputs.
             domain: the interval declared by the data; the law's own domain is checked as well.
             grid: the number q of steps declared by the data: inputs must be k/q.
 
@@ -133,19 +133,19 @@ class Noise(ABC):
         return None
 
     @final
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(self, x: Float[Tensor, "m ..."], generator: torch.Generator | None = None) -> Float[Tensor, "m ..."]:
         """Return one fresh noisy copy of every row of ``x``: ``at(x, variates(x, generator))``."""
         return self.at(x, self.variates(x, generator))
 
     @final
-    def variates(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return fresh variates for the rows of ``x``, shape (m, d), float32, one row a noisy copy."""
+    def variates(self, x: Float[Tensor, "m ..."], generator: torch.Generator | None = None) -> Float32[Tensor, "m d"]:
+        """Return fresh variates for the rows of ``x``, one row a noisy copy."""
         drawn = torch.empty(len(x), math.prod(x.shape[1:]), device=x.device)
         self.draw_(drawn, generator)
         return drawn
 
     @final
-    def at(self, x: Tensor, variates: Tensor) -> Tensor:
+    def at(self, x: Float[Tensor, "m ..."], variates: Float32[Tensor, "m d"]) -> Float[Tensor, "m ..."]:
         """Return the noisy copies of the rows of ``x`` that ``variates`` name; differentiable in ``x``.
 
         The derivative of a copy by its input is taken as the identity. That is exact for additive noise. Splitting
@@ -153,9 +153,9 @@ class Noise(ABC):
         is the straight-through estimate, the right direction in each coordinate, of a scale that has no meaning.
 
         Args:
-            x: inputs, shape (m, ...), one a row; their shape, dtype and memory layout are kept, the arithmetic is
+            x: inputs, one a row; their shape, dtype and memory layout are kept, the arithmetic is
                 float32. For exchangeable laws a channels_last batch meets its variates in the order of memory.
-            variates: from :meth:`variates` of a batch of this shape and layout, (m, d); left unchanged.
+            variates: from :meth:`variates` of a batch of this shape and layout; left unchanged.
         """
         return _Randomised.apply(x, variates, self)
 
@@ -251,8 +251,8 @@ class EnumeratedNoise(Noise):
         return self.size
 
     @abstractmethod
-    def split(self, x: Tensor, outcomes: Tensor, out: Tensor) -> None:
-        """Write outcome ``outcomes[i]`` of the flat input ``x``, shape (d,) or (m, d), into ``out[i]``."""
+    def split(self, x: Float32[Tensor, "*m d"], outcomes: Int64[Tensor, " m"], out: Float[Tensor, "m d"]) -> None:
+        """Write outcome ``outcomes[i]`` of the flat input ``x``, for all rows or one a row, into ``out[i]``."""
 
     @final
     def draw_(self, out: Tensor, generator: torch.Generator | None = None) -> None:

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float64, Integer, Num
 from torch import Tensor
 
 from lightning_rs.checks import FloatArray
@@ -98,20 +99,26 @@ class LatticeNoise(ABC):
         """Bound on the total variation between one drawn coordinate and its law."""
 
     @abstractmethod
-    def draw_(self, out: Tensor, generator: torch.Generator, scratch: Scratch, means: Tensor | None = None) -> None:
-        """Fill ``out``, :attr:`dtype` of shape (m, d), contiguous, on the CPU, with fresh W, one row a noisy copy.
+    def draw_(
+        self,
+        out: Integer[Tensor, "m d"],
+        generator: torch.Generator,
+        scratch: Scratch,
+        means: Float64[Tensor, "m d"] | None = None,
+    ) -> None:
+        """Fill ``out``, of :attr:`dtype`, contiguous, on the CPU, with fresh W, one row a noisy copy.
 
         Args:
             out: to be filled.
             generator: a CPU generator: streams are the same whatever the device of the network.
             scratch: buffers of this thread.
-            means: float64, shape (m, d): filled with E[V | W] in input units, what gradient evidence uses in place of
+            means: filled with E[V | W] in input units, what gradient evidence uses in place of
                 the noise. E[f(J) V] = E[f(J) E[V | W]], because J is a function of W; and for every convex function,
                 exp above all, that of a conditional mean is at most that of V in expectation (Jensen).
         """
 
-    def place(self, x: Tensor) -> Tensor:
-        """Return inputs (m, d) in lattice steps: float32, where sums are exact there, else int32.
+    def place(self, x: Float[Tensor, "m d"]) -> Num[Tensor, "m d"]:
+        """Return inputs in lattice steps: float32, where sums are exact there, else int32.
 
         Raises:
             ValueError: if an input is so large that sums with the noise would leave the integers.
@@ -125,13 +132,13 @@ class LatticeNoise(ABC):
             )
         return steps.to(torch.float32 if self.dtype == torch.int16 else torch.int32)
 
-    def apply(self, placed: Tensor, w: Tensor, out: Tensor) -> None:
+    def apply(self, placed: Num[Tensor, "*m d"], w: Integer[Tensor, "m d"], out: Float[Tensor, "m d"]) -> None:
         """Write J h, J = X + W, into ``out``: a function of the whole number J, rounded to the dtype of ``out`` last.
 
         Args:
-            placed: X as :meth:`place` gives it, (d,) or (m, d).
-            w: what :meth:`draw_` filled, (m, d), on the device of ``out``.
-            out: shape (m, d), floating point.
+            placed: X as :meth:`place` gives it, for all rows or one a row.
+            w: what :meth:`draw_` filled, on the device of ``out``.
+            out: to be filled.
         """
         if out.dtype != torch.float32:
             exact = torch.empty(out.shape, dtype=torch.float32, device=out.device)

@@ -58,9 +58,11 @@ def start(problem: Problem) -> Multipliers:
 
     There B is zero at the ends of the worst interval, and E phi(B/c) = c * (sum of phi / |B'| over its ends) + O(c^2).
     """
+    # Without the constraint on m2 (c -> 0) the worst f is the indicator of an interval, and a and b make B vanish at
+    # its two ends. With c > 0 the edges blur: to first order by just as much as phi(B/c) has mass there.
     m1 = np.minimum(problem.m1, 0.0)
     z_lo, z_hi = worst_interval(1 - problem.tail, problem.tail, -m1)
-    z_lo = np.maximum(z_lo, z_hi - 40.0)
+    z_lo = np.maximum(z_lo, z_hi - 40.0)  # -inf where the gradient says nothing; the slope below needs a number
     r = problem.r
     low, high = np.exp(r * z_lo - 0.5 * r * r), np.exp(r * z_hi - 0.5 * r * r)
     b = (high - low) / (z_hi - z_lo)
@@ -70,6 +72,7 @@ def start(problem: Problem) -> Multipliers:
 
 def carry(at: Multipliers, old: FloatArray, new: FloatArray) -> Multipliers:
     """Return a start at distance ``new`` from the solution at distance ``old``: the right root of B is kept."""
+    # Likelihoods grow like e^{r x}; scaling all multipliers by their growth at the root leaves B zero there.
     _, root = crossings(at.a, at.b, old, np.full(old.shape, -40.0), old + 40.0)
     scale = np.exp((new - old) * root - 0.5 * (new * new - old * old))
     return Multipliers(*(scale * value for value in at))
@@ -104,7 +107,9 @@ def dual_radius(tail: FloatArray, m1: FloatArray, m2: FloatArray, lower: FloatAr
         inside = found.missing <= 0.5
         low[rows] = np.where(inside, np.maximum(low[rows], r[rows]), low[rows])
         high[rows] = np.where(inside, high[rows], np.minimum(high[rows], r[rows]))
+        # Aimed a little inside, so that the last step lands where the bound, its error included, already holds.
         newton = _newton(r[rows], found.missing + 2 * found.error + _MARGIN, found.slope)
+        # Newton is only a proposal: outside the bracket bisection takes over, and only evaluated radii enter ``low``.
         bracketed = (newton > low[rows]) & (newton < high[rows])
         middle = 0.5 * (low[rows] + np.minimum(high[rows], LARGEST_RADIUS))
         done = inside & (np.abs(newton - r[rows]) <= 1e-11 * (1 + r[rows]))
@@ -143,9 +148,11 @@ class _State:
 
     def step(self) -> None:
         """Try one step for every active problem; accept those that decrease D enough."""
+        # Only active rows are evaluated; the others keep every number they had, so that no bit of a result depends on
+        # its companions.
         keep = self.active
         trial = self.at + self.scale[:, None] * self.direction
-        trial[:, :2] = np.maximum(trial[:, :2], 0.0)
+        trial[:, :2] = np.maximum(trial[:, :2], 0.0)  # projection on a, b >= 0; c stays inside by the step's length
         found = self._evaluate(trial[keep], keep)
         value = np.full(len(keep), np.inf)
         value[keep] = self._value(trial[keep], found, keep)
@@ -160,6 +167,7 @@ class _State:
         self.direction = np.where(accept[:, None], direction, self.direction)
         self.decrement = np.where(accept, decrement, self.decrement)
         self.scale[accept] = self._longest(accept)
+        # The decrement says how much lower D can get; twelve rejections mean that rounding is all there is left.
         self.active = keep & (self.decrement > _DECREMENT) & (self.rejected < 12)
 
     def solution(self) -> Solution:
@@ -176,10 +184,12 @@ class _State:
         return (self.linear[rows] * at).sum(axis=1) + found.value
 
     def _newton(self) -> tuple[FloatArray, FloatArray]:
+        # Signs as in Expectations: minus the derivatives by a and b, plus that by c.
         gradient = self.linear + self.now.gradient * np.array([-1.0, -1.0, 1.0])
         curvature = self.now.curvature
         fixed = (self.at <= 0) & (gradient >= 0)
         gradient[fixed] = 0.0
+        # Scaled to a unit diagonal: the multipliers differ by many orders of magnitude for small tails.
         root = np.sqrt(np.maximum(np.diagonal(curvature, axis1=1, axis2=2), 1e-200))
         scaled = curvature / (root[:, :, None] * root[:, None, :])
         # Fixed variables (a or b at zero) drop out; the ridge keeps nearly parallel constraints solvable.

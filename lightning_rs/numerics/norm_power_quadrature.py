@@ -56,7 +56,7 @@ class LogRatioLaw:
         """Return s with Phi^-1(H(s)) = score, elementwise over scores and r > 0 of one shape (n,)."""
         # Exact for k = 0, where L ~ N(-r^2/2, r^2); the factor is the Fisher information for small r.
         spread = np.maximum(r * math.sqrt(self.dim / (self.dim - self.k)), 1e-300)
-        centre, width = -0.5 * spread**2, spread * (1.0 + np.abs(score))
+        centre, width = -0.5 * spread**2, spread * (1.0 + np.abs(score))  # a guess; the solver widens it
 
         def excess(s: FloatArray, rows: IntArray) -> FloatArray:
             return self.score(s, r[rows], score[rows]) - score[rows]
@@ -87,9 +87,12 @@ class LogRatioLaw:
         return np.minimum(-special.ndtri(self.tail_needed(r)), 40.0)
 
     def _average(self, s: FloatArray, r: FloatArray, *, upper: bool) -> FloatArray:
+        # In low dimension {L <= s} begins to cut a sphere at radii where the incomplete beta function has a corner;
+        # nodes must not straddle it. From dimension 40 on it leaves 0 like a 19th power or more: smooth enough.
         rho, weight = self._smooth_grid if self.dim >= SMOOTH_FROM else self._kinked_grid(s, r)
         cosine = self._cosine(rho, s[..., None], r[..., None])
         half = 0.5 * (self.dim - 1)
+        # The share of the sphere beyond the cosine; 1 - H asks for the other cap itself, not for 1 minus this one.
         share = special.betainc(half, half, 0.5 * (1.0 - cosine if upper else 1.0 + cosine))
         return (share * weight).sum(-1)
 
@@ -115,6 +118,8 @@ class LogRatioLaw:
         return self._grid(np.linspace(-REACH, REACH, self.panels + 1), x, weight)
 
     def _kinked_grid(self, s: FloatArray, r: FloatArray) -> tuple[FloatArray, FloatArray]:
+        # Every pair (s, r) has pieces of its own, cut at its kinks; coinciding edges make pieces of no width and
+        # weight.
         ends = np.full((*s.shape, 2), (-REACH, REACH))
         kinks = np.clip(self._to_normal(self._kinks(s, r)), -REACH, REACH)
         edges = np.sort(np.concatenate([ends, kinks], axis=-1), axis=-1)
@@ -130,6 +135,8 @@ class LogRatioLaw:
         y = (centre[..., None] + half[..., None] * x).reshape(*edges.shape[:-1], -1)
         log_g, slope = self._log_quantile_and_slope(y)
         a = 0.5 * (self.dim - self.k)
+        # rho^2 / 2 has a Gamma(a) law; its density over that of y, less constants, which the normalisation takes care
+        # of.
         density = np.exp(a * (log_g - math.log(a)) - np.exp(log_g) + a) * slope
         weights = (half[..., None] * weight).reshape(y.shape) * density
         return np.sqrt(2.0) * np.exp(0.5 * log_g), weights / weights.sum(-1, keepdims=True)
@@ -154,6 +161,7 @@ class LogRatioLaw:
         """Coefficients of the map's pieces on equal steps of y, highest power first, shape (8, PIECES)."""
         y = np.linspace(-REACH, REACH, PIECES + 1)
         a = 0.5 * (self.dim - self.k)
+        # Each half in the tail that is small there, so that neither 1 - 1e-20 nor its inverse is ever formed.
         low, high = special.ndtr(np.minimum(y, 0.0)), special.ndtr(-np.maximum(y, 0.0))
         g = np.where(y < 0, special.gammaincinv(a, low), special.gammainccinv(a, high))
         # Below 1e-30 the distribution function is g^a / Gamma(a + 1), and g itself may underflow.
@@ -193,6 +201,7 @@ class LogRatioLaw:
 @lru_cache(maxsize=32)
 def converged_law(dim: int, k: float) -> LogRatioLaw:
     """Return the law of the log likelihood ratio on a quadrature fine enough for (d, k)."""
+    # The finer of two quadratures that agree is kept: its error is far below the difference that was seen.
     probes = np.geomspace(0.01, 7.0, 8) * math.sqrt((dim - k) / dim)
     law, scores = LogRatioLaw(dim, k), LogRatioLaw(dim, k).score_needed(probes)
     while law.panels <= 256:
@@ -228,6 +237,7 @@ def increasing_root(
             secant = high - f_high * (high - low) / (f_high - f_low)
         middle = 0.5 * (low + high)
         trial = np.where(np.isfinite(secant) & (step % 16 != 15), np.clip(secant, low, high), middle)
+        # Rows that have converged leave, so that no bit of a root depends on what was solved beside it.
         left = (np.abs(trial - x[todo]) > tolerance) & (high - low > tolerance)
         if not left.any():
             break

@@ -1,4 +1,4 @@
-"""The bilateral radius of the l2 family, solved exactly for a pair of bounds or looked up in one table.
+"""The bilateral radius of the l2 family, looked up in one table.
 
 With scores a = Phi^-1(p_lower) and b = Phi^-1(1 - p_upper), the radius R(a, b) is where the least probability of
 the class meets the greatest of any other. It grows in both and is symmetric; R(a, a) is the one-class radius. For
@@ -15,12 +15,11 @@ import numpy as np
 from scipy.interpolate import RectBivariateSpline
 from scipy.special import ndtri
 
-from lightning_rs.checks import FloatArray, IntArray
+from lightning_rs.checks import FloatArray
 from lightning_rs.numerics.norm_power_quadrature import (
     SMOOTH_FROM,
     LogRatioLaw,
     converged_law,
-    increasing_root,
 )
 
 LARGEST = 5.5  # scores beyond it (a tail of 2e-8) count as it
@@ -29,43 +28,6 @@ SMALLEST = 2e-3  # mean scores below it have no two-class radius
 MEETING = 4.5  # how far below one half the two probabilities may meet
 CELLS = (128, 48)  # of the table, in log u and v
 NOT_COVERED = 1e-6
-
-
-def exact_two_class_radius(tail: FloatArray, other: FloatArray, dim: int, k: float) -> FloatArray:
-    """Return r in units of sigma with (least probability of the class) = (greatest of any other), rounded down.
-
-    Milliseconds a pair, a tenth of a second below dimension 40.
-
-    Args:
-        tail: 1 - p_lower, shape (m,).
-        other: p_upper, at most ``tail``, shape (m,).
-        dim: number of coordinates.
-        k: power of the norm, > 0.
-    """
-    law, radius = converged_law(dim, k), np.zeros(tail.shape)
-    radius[tail == 0.0] = np.inf
-    top, rival = -ndtri(tail), -ndtri(np.maximum(other, 1e-300))
-    # A smaller gap between the scores is rounding, and certifies nothing worth having.
-    todo = (top + rival > 1e-9) & (tail > 0.0)
-    if not todo.any():
-        return radius
-    top, rival = top[todo], rival[todo]
-
-    def excess(log_r: FloatArray, rows: IntArray) -> FloatArray:
-        r, a, b = np.exp(log_r), top[rows], rival[rows]
-        # P_delta(L <= s) = 1 - H(-s) for the class, P_delta(L >= t) = H(-t) for the rival.
-        least = law.score(-law.quantile(a, r), r, -a)
-        greatest = law.score(-law.quantile(b, r), r, -b)
-        return greatest + least
-
-    start = math.log(math.sqrt((dim - k) / dim)) + np.log(0.5 * (top + rival))
-    log_r = increasing_root(excess, start - 0.5, start + 0.5, np.full(top.shape, 1e-11))
-    # The solver's error is far below 1e-9; step down until the inequality itself says so.
-    log_r -= 1e-9
-    while (wrong := excess(log_r, np.arange(len(log_r))) > 0.0).any():
-        log_r[wrong] -= 1e-6
-    radius[todo] = np.exp(log_r)
-    return radius
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def expectations(at: Multipliers, r: FloatArray, window: FloatArray) -> Expectat
         r: distance in units of sigma, > 0, (N,).
         window: the integrals run over [-window, r + window]; what lies outside is added to the error, (N,).
     """
+    # All panels of all problems lie in one flat list: problems need different numbers of them, and one array operation
+    # over the list is what makes a batch cheap. ``index`` says whose panel it is, and _added puts the sums back.
     x1, x2, panels, error = _mesh(at, r, window)
     index, low, high, side = panels
     half, middle = 0.5 * (high - low), 0.5 * (high + low)
@@ -81,6 +83,7 @@ def expectations(at: Multipliers, r: FloatArray, window: FloatArray) -> Expectat
     outward = side[:, None]
     # Phi(u) = 1 - Phi(-u) outside, where the 1 is integrated in closed form.
     step = -outward * ndtr(-outward * u)
+    # Value, then the three moments of Phi(u) that make the gradient, then the derivative by r; phi(u) does the rest.
     sums: list[FloatArray] = [
         c * weight * (bump + u * step),
         weight * step,
@@ -88,6 +91,7 @@ def expectations(at: Multipliers, r: FloatArray, window: FloatArray) -> Expectat
         weight * bump,
         weight * step * likelihood * (x - shift),
     ]
+    # The Hessian is an average of outer products v v^T, so its six distinct entries need no further evaluation.
     density_c = weight * bump / c
     sums += [density_c, density_c * x, density_c * x * x, density_c * u, density_c * x * u, density_c * u * u]
     count = len(r)
@@ -97,6 +101,8 @@ def expectations(at: Multipliers, r: FloatArray, window: FloatArray) -> Expectat
     gradient = np.stack([outside + mass, outside_moment + moment, slope], axis=1)
     curvature = np.stack([k00, k01, k02, k01, k11, k12, k02, k12, k22], axis=1).reshape(count, 3, 3)
     total = outside_shifted - at.a * outside - at.b * outside_moment + value
+    # Rounding is relative to what is added, not to the sum, in which large terms of both signs may cancel; the
+    # exponent x^2/2 of a density loses another x^2 of relative accuracy.
     magnitude = outside_shifted + np.abs(at.a) * outside + at.b * np.abs(outside_moment) + at.c * slope + value
     square = np.minimum(np.maximum(x1 * x1, x2 * x2), window * window)
     error = error + EPS * (16 + square) * magnitude
@@ -141,13 +147,18 @@ class _Panels(NamedTuple):
 
 
 def _mesh(at: Multipliers, r: FloatArray, window: FloatArray) -> tuple[FloatArray, FloatArray, _Panels, FloatArray]:
+    # The window reaches to the right by r more: mass moves there under the shift. Bumps live where |B| < 9 c, around
+    # each root of B: between the crossings of e^{rx - r^2/2} with the line moved up and down by 9 c. If the line is
+    # never met, all of that collapses to the closest point, and the identity holds there as anywhere.
     left, right = -window, r + window
     levels = np.stack([at.a, at.a + _REACH * at.c, at.a - _REACH * at.c])
     (x1, outer1, inner1), (x2, outer2, inner2) = crossings(levels, at.b, r, left, right)
+    # Clipping and rounding may have disturbed the order outer1 <= x1 <= inner1 <= inner2 <= x2 <= outer2.
     outer1, outer2 = np.minimum(outer1, x1), np.maximum(outer2, x2)
     inner1 = np.clip(inner1, x1, x2)
     inner2 = np.clip(inner2, inner1, x2)
     error = _neglected(at, r, window, np.stack([outer1, outer2, inner1, inner2]))
+    # Four stretches, one at each side of each root, of three panels to begin with.
     low, high = np.stack([outer1, x1, inner2, x2]), np.stack([x1, inner1, x2, outer2])
     width = (high - low)[..., None]
     problem = np.broadcast_to(np.arange(len(r))[:, None], (*width.shape[:2], len(_SPLITS) - 1))
@@ -158,6 +169,7 @@ def _mesh(at: Multipliers, r: FloatArray, window: FloatArray) -> tuple[FloatArra
 
 
 def _refine(at: Multipliers, r: FloatArray, panels: _Panels, error: FloatArray) -> tuple[_Panels, FloatArray]:
+    # The bound is made before the integrand is evaluated at all: only what is fine enough is ever integrated.
     done: list[_Panels] = []
     for depth in range(_DEPTH):
         bound = _panel_error(at, r, panels)
@@ -173,6 +185,9 @@ def _refine(at: Multipliers, r: FloatArray, panels: _Panels, error: FloatArray) 
 
 
 def _panel_error(at: Multipliers, r: FloatArray, panels: _Panels) -> FloatArray:
+    # The error of n Gauss points is at most 64/15 max|f| rho^{-2n} / (1 - rho^{-2}) on [-1, 1], the maximum over the
+    # ellipse. The integrand is c k(u) phi(x) with u = +-B/c, both entire; the rectangle x in [low, high] + i [-y, y]
+    # contains the ellipse, and each factor is bounded there by itself: loose by a little, cheap, and always true.
     a, b, c, shift = (value[panels.problem] for value in (*at, r))
     half = 0.5 * (panels.high - panels.low)
     y = _ELLIPSE_IMAG * half
@@ -180,18 +195,23 @@ def _panel_error(at: Multipliers, r: FloatArray, panels: _Panels) -> FloatArray:
     with np.errstate(over="ignore", invalid="ignore"):
         start, end = (np.exp(np.minimum(shift * x - 0.5 * shift * shift, 600.0)) for x in (low, high))
         angle = shift * y
-        # sin(t)/t over [0, angle] lies in [flat, 1]; cos(t) >= 1 - t^2/2.
+        # Im B = e^{...} sin(shift y) - b y. sin(t)/t over [0, angle] lies in [flat, 1]; cos(t) >= 1 - t^2/2.
         flat = np.where(angle < np.pi, np.sinc(angle / np.pi), -0.2173)
         imag = y / c * np.maximum(np.abs(shift * end - b), b - shift * np.minimum(start * flat, end * flat))
+        # Re B = e^{...} cos(shift y) - a - b x: at least its real minimum less what the cosine takes, and at most the
+        # larger of its ends, because B is convex.
         bottom = np.clip((np.log(np.maximum(b, 1e-300) / shift) + 0.5 * shift * shift) / shift, low, high)
         smallest = np.exp(np.minimum(shift * bottom - 0.5 * shift * shift, 600.0)) - a - b * bottom
         outward = smallest - 0.5 * end * angle * angle
         inward = -np.maximum(start - a - b * low, end - a - b * high)
         u = np.where(panels.side > 0, outward, inward) / c
+        # k' = -Phi(-.), so |k(u + iv) - k(u)| <= |v| (Phi(-u) + |v| phi(u) e^{v^2/2}). k falls, so the least u is the
+        # worst; k(u) <= phi(u) for u >= 0 and phi(0) + |u| below.
         grow = imag * imag * 0.5
         real = np.maximum(u, 0.0)
         bump = density(real)
         largest = bump + np.maximum(-u, 0.0) + imag * (ndtr(-u) + imag * bump * np.exp(np.minimum(grow, 600.0)))
+        # |phi(x + iy)| = phi(x) e^{y^2/2}, largest at the point of the panel next to 0.
         nearest = np.where(low * high < 0, 0.0, np.minimum(np.abs(low), np.abs(high)))
         gauss = np.exp(np.minimum(0.5 * (y * y - nearest * nearest), 600.0)) / SQRT_2PI
         bound = half * _ELLIPSE_ERROR * c * gauss * largest
@@ -202,6 +222,7 @@ def _neglected(at: Multipliers, r: FloatArray, window: FloatArray, ends: FloatAr
     # k(u) <= phi(u)/u^2 and B (or -B, between the inner ends) only grows away from the end.
     with np.errstate(over="ignore"):
         u = np.abs(np.exp(r * ends - 0.5 * r * r) - at.a - at.b * ends) / at.c
+    # An end at the window's edge cuts nothing off: what lies beyond is paid for below, by Gaussian tails.
     clipped = (ends <= -window) | (ends >= r + window)
     cut = np.where(clipped, 0.0, density(u) / np.maximum(u * u, 1.0))
     empty = np.stack([np.zeros_like(r, dtype=bool)] * 2 + [ends[3] <= ends[2]] * 2)
@@ -220,6 +241,7 @@ def crossings(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         positive = b > 0
         slope = np.where(positive, b, 1.0)
+        # The two curves are closest where their slopes agree; whether they meet is decided there.
         bottom = np.where(positive, (np.log(slope / r) + 0.5 * r * r) / r, left)
         meets = np.where(positive, level + slope * bottom > slope / r, level > np.exp(r * left - 0.5 * r * r))
         x1 = np.where(meets & positive, np.minimum(-level / slope, bottom), left)

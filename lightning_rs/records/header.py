@@ -23,6 +23,8 @@ _PACKAGES = ("lightning_rs", "torch", "torchvision", "timm", "pytorch-lightning"
 _WARNS = ("versions", "git")
 # What UniformTwoClassL1 called the events of the grouped bounds before all two-class theorems shared their names.
 _OLD_EVENTS = {"p_runner_up": "runner_up_upper", "p_top_two": "others_upper"}
+# Of the largest logit. Bit-equality would refuse to resume on another processor; labels alone would not tell apart two
+# networks that agree on a few inputs.
 _LOGIT_TOLERANCE = 2e-3
 _BEHAVIOUR = "function.logits: the network answers otherwise on fixed inputs, so it is another function"
 
@@ -118,6 +120,7 @@ class Header:
 
         What the network answered on fixed inputs differs beyond its rounding: see :func:`same_logits`.
         """
+        # The logits are compared by size and all else exactly, so they are taken out of the exact comparison first.
         formats = [] if self.version == other.version else [f"version: {self.version} != {other.version}"]
         plain = formats + _difference(*(_without_logits(head.binding) for head in (self, other)))
         mine, others = (dict(head.binding.get("function") or {}).get("logits") for head in (self, other))
@@ -149,6 +152,7 @@ class Header:
         binding, informative = (values.get(name) for name in ("binding", "informative"))
         if not isinstance(binding, dict) or not isinstance(informative, dict):
             raise ValueError(f"{where}: the header needs the objects 'binding' and 'informative'")
+        # A header that lacks what its version binds would resume or merge with anything: absent equals absent.
         header = cls(_renamed(binding), informative, version)
         if header.flaw is not None:
             raise ValueError(f"{where}: {header.flaw}")
@@ -177,6 +181,8 @@ def pack_indices(indices: Iterable[int]) -> dict[str, Any]:
     twice = sorted({a for a, b in pairwise(given) if a == b})
     if twice:
         raise ValueError(f"indices must not repeat, got {twice[:5]} more than once")
+    # A range stays one line whatever its length; the general case is a list, because a subset has to bind image by
+    # image.
     if len(given) < 3 or len({b - a for a, b in pairwise(given)}) > 1:
         return {"indices": given}
     step = given[1] - given[0]
@@ -229,6 +235,7 @@ def _without_logits(binding: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    # Through JSON: a header in memory and one that was read differ in tuples, integer keys and numpy numbers alone.
     left, right = (_flat(json.loads(to_line(dict(fields)))) for fields in (mine, others))
     names = [*left, *(name for name in right if name not in left)]
     missing = "(absent)"
@@ -242,6 +249,7 @@ def _difference(mine: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if isinstance(value, dict) and value:
         children = [(f"{name}.{key}" if name else key, item) for key, item in value.items()]
+    # Lists of plain values are leaves: [3, 32, 32] is one fact; lists of certificates are named entry by entry.
     elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
         children = [(f"{name}[{i}]", item) for i, item in enumerate(value)]
     else:

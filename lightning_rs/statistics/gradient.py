@@ -134,43 +134,6 @@ def scaled_gradient_l2_interval(
     return _solve(as_float64("product", product), check_nonnegative("second_norm", second_norm) * deviation, half)
 
 
-def mohapatra_l2_interval(
-    product: ArrayLike,
-    n_first: ArrayLike,
-    n_second: ArrayLike,
-    dim: ArrayLike,
-    alpha: ArrayLike,
-    form: Literal["sound", "printed"] = "sound",
-) -> Interval:
-    """Bounds of ||beta||_2 after Mohapatra et al. 2020, Table 1, for comparison with the tighter one above.
-
-    The printed deviation of X . Y, sqrt(sqrt2 d L) K / sqrt(n1 n2), is too small for a general sub-Gaussian
-    vector and small alpha; "sound" uses (sqrt(2 d L) + L) K / sqrt(n1 n2), valid for all d and alpha, so the
-    paper's condition alpha >= 2 exp(-d/16) is not needed.
-
-    Args:
-        product: X . Y for the means X, Y of disjoint samples.
-        n_first: number of samples in X.
-        n_second: number of samples in Y.
-        dim: dimension d of the (sub)space.
-        alpha: failure probability of each bound, half for each of its two events, L = log(2 / alpha).
-        form: "sound", or "printed" to reproduce the paper.
-
-    Returns:
-        ``(lower, upper)``, dimensionless, >= 0, broadcast over all arguments.
-
-    Raises:
-        ValueError: for NaN, sizes or dim <= 0, alpha outside (0, 1) or an unknown form.
-    """
-    check_choice("form", form, ("sound", "printed"))
-    log_term = np.log(2 / check_alpha(alpha))
-    first, second = check_positive("n_first", n_first), check_positive("n_second", n_second)
-    size = check_positive("dim", dim)
-    root = np.sqrt(math.sqrt(2) * size * log_term) if form == "printed" else np.sqrt(2 * size * log_term) + log_term
-    half = np.sqrt(MOHAPATRA_CONSTANT * (first + second) * log_term / (2 * first * second))
-    return _solve(as_float64("product", product), root * MOHAPATRA_CONSTANT / np.sqrt(first * second), half)
-
-
 def scaled_gradient_linf_deviation(
     n: ArrayLike, dim: ArrayLike, alpha: ArrayLike, constant: Literal["local", "mohapatra"] = "local"
 ) -> FloatArray:

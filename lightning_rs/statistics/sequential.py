@@ -162,41 +162,6 @@ def log_wealth_below(count: ArrayLike, n: ArrayLike, threshold: ArrayLike) -> Fl
     return (mixed - prior - fails * np.log(t) - hits * np.log1p(-t) - _error(hits + fails))[()]
 
 
-def anytime_tail_upper(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> FloatArray:
-    """Return an upper bound on the tail ``q = 1 - p`` that is valid at all times at once.
-
-    With probability at least ``1 - alpha`` the true tail is at most this bound after every number of trials, so one
-    may look at it as often as one likes and stop for any reason (a confidence sequence). It is the smallest tail
-    against which the wealth of :func:`log_wealth_above` has reached ``1 / alpha``; the wealth increases in the
-    threshold wherever it exceeds 1, so all larger tails are excluded too. The price at n = 100,000 and
-    alpha = 0.001: 3.773 sigma instead of 3.811 if all are correct, 2.274 instead of 2.290 at 99%.
-
-    Args:
-        count: successes, any shape; the others broadcast against it.
-        n: trials, at least 1.
-        alpha: failure probability in (0, 1).
-
-    Returns:
-        The bound, rounded up; 1 where nothing is excluded.
-
-    Raises:
-        ValueError: if a count exceeds ``n``, ``n`` < 1 or alpha lies outside (0, 1).
-    """
-    fixed = clopper_pearson_tail_upper(count, n, alpha)
-    hits, size, level, low = np.broadcast_arrays(as_count("count", count), as_count("n", n), check_alpha(alpha), fixed)
-    high = np.ones(low.shape)
-    goal = -np.log(level)
-    moving = np.ones(low.shape, dtype=bool)  # what has converged is left alone, whatever its companions do
-    for _ in range(100):
-        middle = np.minimum(np.sqrt(low * high), np.nextafter(1.0, 0.0))
-        excluded = log_wealth_above(hits, size, middle) >= goal
-        low, high = np.where(moving & ~excluded, middle, low), np.where(moving & excluded, middle, high)
-        moving = moving & (high > low * (1 + 1e-14))
-        if not moving.any():
-            break
-    return high[()]
-
-
 class Verdict(IntEnum):
     """What is known about "the tail is below the threshold"."""
 
@@ -215,7 +180,7 @@ class DecisionRule:
     one looks. REJECTED when the one against "tail <= threshold" reaches ``1 / alpha_reject``: it costs nothing for
     the soundness of the certificate, and turns away an image that has the radius with probability at most
     ``alpha_reject``. UNDECIDED after ``n_max`` trials. The threshold of a radius is
-    :func:`~lightning_rs.certificates.gaussian_l2.gaussian_l2_threshold`; it must be fixed before sampling.
+    :meth:`~lightning_rs.certificates.TopVoteCertificate.threshold`; it must be fixed before sampling.
 
     Simulated at alpha = 0.001, r = 0.5 sigma (threshold 0.309), a look after every trial, median trials to CERTIFIED
     (400 runs): p = 0.758: 776, 0.841: 132, 0.933: 39, 0.994: 22, 1: 22 (20 are needed if the alternative is known).

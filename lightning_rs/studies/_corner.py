@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
-from lightning_rs.checks import FloatArray
 from lightning_rs.numerics.linf_statistics import CornerFamily, sign_patterns
 
 PATTERNS = 8
@@ -39,15 +37,3 @@ class CornerSample:
         m = ratio.median()
         weight = torch.exp(torch.clamp_max(ratio - m, 0.0)).mean()
         return max(0.0, float(torch.exp(m) * (weight - 0.5)))
-
-
-def radius_of_tails(sample: CornerSample, tails: FloatArray, r: FloatArray) -> FloatArray:
-    """Return about the radius that each tail 1 - p certifies, by interpolation between the increasing radii ``r``.
-
-    Point estimates, for pictures; a certificate uses a bound.
-    """
-    needed = np.maximum.accumulate([sample.tail_needed(float(x)) for x in r[::-1]])[::-1]
-    distinct = np.concatenate([[True], np.diff(needed) < 0]) & (needed > 0)
-    # 1 - p* falls from one half at r = 0.
-    known, radii = np.concatenate([[0.5], needed[distinct]]), np.concatenate([[0.0], r[distinct]])
-    return np.interp(-np.log(tails), -np.log(known), radii, left=0.0)

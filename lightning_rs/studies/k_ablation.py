@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtr
 
-from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
-from lightning_rs.certificates.norm_power_l2 import norm_power_l2_radius
+from lightning_rs.certificates.norm_power_l2 import norm_power_l2_radius, radius_ratio_to_gaussian
 from lightning_rs.checks import FloatArray, check_at_least, check_choice, check_positive
 from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.plots.style import COLOURS, STYLES, finish
@@ -68,8 +67,7 @@ class KAblation(Study):
         return StudyResult(tables, {"k_ablation": self._figure()}, notes)
 
     def _ratio(self, p: FloatArray, k: float) -> FloatArray:
-        scale = matched_sigma(1.0, k, self.dim, self.rule)
-        return norm_power_l2_radius(p, scale, k, self.dim) / gaussian_l2_radius(p, 1.0)
+        return radius_ratio_to_gaussian(p, k, self.dim, self.rule)
 
     def _accuracies(self) -> list[Row]:
         runs = [_right_tails(path) for path in self.records]

@@ -9,8 +9,8 @@ import pytest
 
 from lightning_rs.records import Certification, Header, RecordFile, body_lines, read_seconds, sidecar_path
 from lightning_rs.stages.files import RecordSet
-from tests.test_records import certification
-from tests.test_records import header as fake_header
+from tests.fakes import certification
+from tests.fakes import header as fake_header
 
 
 def header(n: int = 1000, indices: Iterable[int] = range(6)) -> Header:

@@ -12,7 +12,6 @@ from lightning_rs.certificates.gaussian_l2 import (
     GaussianLinf,
     GaussianTwoClassL2,
     gaussian_l2_radius,
-    gaussian_l2_threshold,
 )
 from lightning_rs.certificates.lecuyer import LecuyerL2
 from lightning_rs.certificates.renyi import RenyiL2
@@ -124,17 +123,6 @@ def test_monotone():
 def test_bad_input_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         gaussian_l2_radius(**arguments)
-
-
-@pytest.mark.parametrize("radius", [0.0, 0.125, 0.5, 1.0, 5.0, 18.0])
-def test_threshold_is_the_inverse_rounded_down(radius):
-    q = float(gaussian_l2_threshold(radius, 0.5))
-    with mpmath.workdps(40):
-        exact = mpmath.ncdf(-2 * mpmath.mpf(radius))
-        assert -1e-11 < (q - exact) / exact <= 0
-    assert gaussian_l2_radius(q_upper=q * (1 - 1e-9), sigma=0.5) > radius
-    with pytest.raises(ValueError, match="radius must be >= 0"):
-        gaussian_l2_threshold(-1.0, 0.5)
 
 
 # --- certificates ----------------------------------------------------------------------------------------------------

@@ -157,6 +157,28 @@ def test_cosine_ends_with_the_training(tmp_path: Path) -> None:
         assert rates[-1] < 1e-8
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_longer_training_goes_on_from_a_lower_rate(tmp_path: Path) -> None:
+    """Resumed halfway the rate falls on to zero at the new end; at its end it has nowhere to fall from, and says so."""
+    rates: list[float] = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    keep = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    fit(tmp_path, callbacks=[keep], max_epochs=2, enable_checkpointing=True)
+    fit(tmp_path, callbacks=[Watch()], max_epochs=4, ckpt_path=tmp_path / "epoch=0.ckpt")
+    halfway = rates.copy()
+    assert halfway == sorted(halfway, reverse=True)
+    assert 0 < halfway[0] <= 5e-4 + 1e-9  # half of the first rate, and lower
+    assert halfway[-1] < 1e-8
+    rates.clear()
+    with pytest.warns(UserWarning, match="with a rate of zero, which stays"):
+        fit(tmp_path, callbacks=[Watch()], max_epochs=4, ckpt_path=tmp_path / "epoch=1.ckpt")
+    assert set(rates) == {0.0}
+
+
 def test_cosine_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'cosine' needs an end of training: set max_epochs or max_steps"):
         fit(tmp_path, max_epochs=-1, max_time={"seconds": 1})

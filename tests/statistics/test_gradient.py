@@ -16,12 +16,12 @@ from lightning_rs.statistics.gradient import (
     MOHAPATRA_CONSTANT,
     kappa_local,
     levine_scaled_gradient_upper,
-    mohapatra_l2_interval,
     scaled_gradient_l1_deviation,
     scaled_gradient_l2_interval,
     scaled_gradient_linf_deviation,
 )
 from tests.oracles import oracle_cases
+from tests.statistics.mohapatra import mohapatra_l2_interval
 
 Array = NDArray[np.float64]
 
@@ -292,7 +292,6 @@ def test_edges_and_shapes() -> None:
         (lambda: scaled_gradient_l2_interval(0.1, 1.0, 0, 10, 0.05), "n_first must be finite and > 0"),
         (lambda: scaled_gradient_l2_interval(math.nan, 1.0, 10, 10, 0.05), "product must not be NaN"),
         (lambda: scaled_gradient_l2_interval(0.1, 1.0, 10, 10, 1.0), r"alpha must lie in \(0, 1\)"),
-        (lambda: mohapatra_l2_interval(0.1, 10, 10, 3, 0.05, form="paper"), "form must be one of"),
         (lambda: scaled_gradient_linf_deviation(10, 3, 0.05, constant="x"), "constant must be one of"),
         (lambda: scaled_gradient_l1_deviation(10, 0, 0.05), "dim must be finite and > 0"),
         (lambda: levine_scaled_gradient_upper(0.1, 10, 3, 0.0, 0.05), "sigma must be finite and > 0"),

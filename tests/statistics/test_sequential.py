@@ -13,7 +13,6 @@ from lightning_rs.statistics.sequential import (
     DecisionRule,
     StagedClopperPearson,
     Verdict,
-    anytime_tail_upper,
     log_wealth_above,
     log_wealth_below,
 )
@@ -245,32 +244,3 @@ def test_bad_rules_are_refused(arguments, message):
         DecisionRule(*arguments)
     with pytest.raises(ValueError, match="count must not exceed n, got 3 > 2"):
         log_wealth_above(3, 2, 0.5)
-
-
-# --- the confidence sequence -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("p", "alpha"), [(0.6, 0.05), (0.95, 0.05), (0.95, 0.001), (0.999, 0.05)])
-def test_confidence_sequence_covers_at_all_times(p, alpha):
-    assert ever(lambda k, n: anytime_tail_upper(k, n, alpha) < 1 - p, p, list(range(1, 161))) <= alpha
-
-
-def test_confidence_sequence_inverts_the_bet():
-    k, n, alpha = np.array([3, 40, 99, 100]), 100, 0.01
-    bound = anytime_tail_upper(k, n, alpha)
-    for factor in np.linspace(1.0, 50.0, 200):
-        q = np.minimum(bound * factor, 1 - 1e-9)
-        assert (log_wealth_above(k, n, q)[1:] >= -np.log(alpha))[bound[1:] < 1].all()
-    assert (log_wealth_above(k, n, bound * (1 - 1e-9)) < -np.log(alpha)).all()
-
-
-def test_confidence_sequence_costs_what_it_says():
-    radii = -ndtri(anytime_tail_upper([100_000, 99_000], 100_000, 0.001))
-    np.testing.assert_allclose(radii, [3.773, 2.274], atol=5e-4)
-    k = np.arange(201)
-    assert (anytime_tail_upper(k, 200, 0.05) >= clopper_pearson_tail_upper(k, 200, 0.05)).all()
-    assert (np.diff(anytime_tail_upper(k, 200, 0.05)) <= 0).all()
-    assert anytime_tail_upper(0, 5, 0.05) == 1
-    assert isinstance(anytime_tail_upper(5, 5, 0.05), np.float64)
-    with pytest.raises(ValueError, match="n must be >= 1"):
-        anytime_tail_upper(0, 0, 0.05)

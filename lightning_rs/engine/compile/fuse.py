@@ -60,7 +60,11 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
     graph = _Tracer().trace(network)
     traced = fx.GraphModule(network, graph)
     _drop_identities(traced)
+    # Shapes and strides are seen, not derived: rewriting by them is right for inputs like the example, which the engine
+    # never departs from (one micro-batch shape), and would be wrong for others.
     _Shapes(traced).run(example.clone())
+    # In this order: a ReLU has to stand behind its convolution before convolutions absorb what follows them, and pools
+    # and flattening look at what memory the fused layers give.
     for rewrite in (_rectify_before_pooling, _fuse_convolutions, _replace_pools, _flatten_without_copy, _spread_means):
         rewrite(traced)
     graph.eliminate_dead_code()
@@ -93,6 +97,7 @@ def _module(traced: fx.GraphModule, node: object) -> nn.Module | None:
     if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     module = traced.get_submodule(str(node.target))
+    # A hook is code that a rewritten graph would no longer run.
     return None if module._forward_hooks or module._forward_pre_hooks else module
 
 
@@ -150,6 +155,7 @@ def _rectify_before_pooling(traced: fx.GraphModule) -> None:
 
 
 def _fuse_convolutions(traced: fx.GraphModule) -> None:
+    # Graph order: when a convolution asks whether its shortcut may be overwritten, all that comes before is rewritten.
     fused: set[fx.Node] = set()
     for number, node in enumerate(list(traced.graph.nodes)):
         conv = _module(traced, node)
@@ -163,11 +169,12 @@ def _fuse_convolutions(traced: fx.GraphModule) -> None:
             traced.add_submodule(name, PairedConv2d(conv, torch.empty_like(_seen(source), device="cpu"), relu))
         else:
             traced.add_submodule(name, FusedConv2d(conv, _seen(source), relu, overwrite))
+        # At the place of the last node it absorbs, because the other summand may be made between the two.
         with traced.graph.inserting_before(last):
             new = traced.graph.call_module(name, (source,) if other is None else (source, other))
         new.meta["seen"] = last.meta["seen"]
         last.replace_all_uses_with(new)
-        for old in _chain(node, last):
+        for old in _chain(node, last):  # from the end: fx erases only what nobody reads
             traced.graph.erase_node(old)
         fused.add(new)
 
@@ -178,6 +185,7 @@ def _fusible(conv: nn.Conv2d) -> bool:
 
 def _tail(traced: fx.GraphModule, conv: fx.Node) -> tuple[fx.Node, fx.Node | None]:
     """Return the last node that the convolution can absorb, and what it adds on the way."""
+    # conv, conv + x, relu(conv) or relu(conv + x), and only while each step has no other reader.
     last, other = conv, None
     user = _only_user(last)
     if user is not None and _calls(user, _ADD) and len(user.args) == 2 and not user.kwargs:
@@ -202,6 +210,8 @@ def _alike(one: fx.Node, other: fx.Node) -> bool:
 
 def _is_free(traced: fx.GraphModule, other: fx.Node, last: fx.Node, fused: set[fx.Node]) -> bool:
     """Say whether ``other`` may be overwritten at ``last``: own memory, all readers done, no view of it left."""
+    # Writing over a tensor changes every view of it. What a layer of _OWN_MEMORY or a fused one returns is nobody's
+    # view, and such readers return no view either; anything else (a slice, a reshape, the input) is left alone.
     readers = [user for user in other.users if user is not last and last not in user.users]
     own = {node for node in (other, *readers) if node in fused or type(_module(traced, node)) in _OWN_MEMORY}
     return len(own) == len(readers) + 1 and all(user < last for user in readers)
@@ -239,6 +249,7 @@ def _flatten_without_copy(traced: fx.GraphModule) -> None:
         layer = _module(traced, _only_user(node))
         if type(layer) is not nn.Linear or not _flattens(traced, node) or not _stored_by_pixel(node.args[0]):
             continue
+        # Flattening channels-last memory in its own order costs nothing; the columns of the weights move instead, once.
         shape = _seen(_source(node)).shape[1:]
         order = torch.arange(shape.numel(), device=layer.weight.device).view(shape).permute(1, 2, 0).flatten()
         rearranged = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")

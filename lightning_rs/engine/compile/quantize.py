@@ -47,6 +47,7 @@ class _Ranges(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         found = super().run_node(n)
         if isinstance(found, Tensor):
+            # From zero: every grid holds 0 exactly, which is what padding and ReLU give.
             old = self.seen.get(n, _Seen(0.0, 0.0, tuple(found.shape)))
             self.seen[n] = _Seen(min(old.low, float(found.min())), max(old.high, float(found.max())), old.shape)
         return found
@@ -72,6 +73,7 @@ class _Rewriter:
 
     def coded(self, node: fx.Node, reader: fx.Node) -> tuple[fx.Node, Grid]:
         """Return the node that gives the codes of ``node``, made before ``reader`` if there is none yet."""
+        # Once for all readers, before the first of them in graph order.
         if node not in self.codes:
             self.grids[node] = self.seen[node].grid()
             self.codes[node] = self.add(Quantize(self.grids[node]), reader, node)
@@ -86,13 +88,15 @@ class _Rewriter:
         assert isinstance(inner, FusedConv2d)
         shape = self.seen[sources[0]].shape
         if isinstance(module, PairedConv2d):
-            shape = (shape[0], 2, shape[2], shape[3] // 2)
+            shape = (shape[0], 2, shape[2], shape[3] // 2)  # two columns of pixels as two channels
         layer = QuantizedConv2d(inner, shape, grids[0], self.grids[node], next(iter(grids[1:]), None))
+        # A second grid is that of the shortcut: both summands are codes, on grids of their own.
         whole = module.around(layer) if isinstance(module, PairedConv2d) else layer
         self.codes[node] = self.add(whole, node, *(code for code, _ in inputs))
         self.replaced.add(node)
 
     def moved(self, node: fx.Node) -> None:
+        # Maxima and moves commute with an increasing code, so the grid stays, and nothing is rounded a second time.
         source = node.args[0]
         assert isinstance(source, fx.Node)
         assert callable(node.target)
@@ -123,6 +127,8 @@ def quantize_for_cpu(fused: fx.GraphModule, examples: Tensor, rows: int) -> fx.G
     ranges = _Ranges(fused)
     for batch in examples.split(rows):
         ranges.run(batch)
+    # Graph order again: a layer's codes exist before its readers are asked what they read. Old float nodes stay in the
+    # graph until the end, and die with their last reader.
     rewriter = _Rewriter(fused, ranges.seen)
     for node in list(fused.graph.nodes):
         module = fused.get_submodule(str(node.target)) if node.op == "call_module" else None
