@@ -212,6 +212,15 @@ class TestVersionOne:
         assert len(made.groups) == 2
         assert report([old], alpha=0.05).groups
 
+    def test_the_remark_reaches_every_format(self, old: Path, tmp_path: Path) -> None:
+        made = report([old], tmp_path / "out", formats=["csv", "md", "tex"])
+        assert str(made).count("does not bind the function") == 2, "once a norm"
+        for name in ("report.csv", "report.md", "report.tex", "report_tables.tex", "report_linf.md", "report_linf.tex"):
+            lines = (tmp_path / "out" / name).read_text().splitlines()
+            said = [line for line in lines if "does not bind the function" in line]
+            assert said, name
+            assert not any(line.startswith("%") for line in said), f"a comment of {name} reaches no reader"
+
     def test_it_is_merged_and_exported_with_a_warning(self, old: Path, tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match=r"all\.jsonl is of record format version 1"):
             assert merge([old], tmp_path / "all.jsonl") == 4

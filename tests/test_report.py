@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+import shutil
+import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -62,7 +65,7 @@ def test_report_csv_has_one_row_a_run_at_full_precision(tmp_path: Path) -> None:
         assert [float(row[f"acc@{r}"]) for r in ("0", "0.1", "0.25", "1.5")] == expected.tolist()
     # Beside the tables: what a paper takes of them; no p is known of these imported radii, and one sigma has one scale.
     assert [file.name for file in made.files] == [
-        "report.csv", "report.md", "report.tex", "report_tables.tex", "report.pdf", "report.png", "report.svg",
+        "report.csv", "report.md", "report.tex", "report_tables.tex", "report_curves.pdf", "report.png", "report.svg",
     ]  # fmt: skip
     assert all(file.stat().st_size > 200 for file in made.files)
 
@@ -471,6 +474,36 @@ def test_names_are_the_shortest_that_tell_files_apart(tmp_path: Path) -> None:
         load_runs([paths[0], paths[0]])
 
 
+def test_runs_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder, files in (("one", ["r-0123abcd"]), ("two", ["x", "y"])):
+        (tmp_path / folder).mkdir()
+        for file in files:
+            save(tmp_path / folder / f"{file}.jsonl", [certification(0)])
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def called(*names: str) -> list[str]:
+        return [run.name for run in load_runs([one, two], names)]
+
+    assert called() == ["r", "x", "y"], "without the hash that a stage appends"
+    assert called("A", "sigma=0.5") == ["A", "sigma=0.5/x", "sigma=0.5/y"]
+    assert called(f"{one}=A") == ["A", "x", "y"]
+    assert called(f"{two / 'y.jsonl'}=Y", f"{two}/x.jsonl=a=b".replace("=a=b", "=ab")) == ["r", "ab", "Y"]
+    assert [run.name for run in load_runs([one, two], {str(one): "A"})] == ["A", "x", "y"]
+    for names, message in (
+        (["A"], r"names must be one a path \(2\), or each PATH=NAME with a PATH that is given, got 'A'"),
+        ([f"{one}=x"], "names must differ, got 'x' for"),
+        (["A", "\n"], "names must be one line of text"),
+        ([f"{one}=", "B"], r"names must be one a path"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            called(*names)
+    with pytest.raises(ValueError, match="names must belong to paths that are given, got 'nowhere'"):
+        load_runs([one], {"nowhere": "A"})
+    assert report_main([str(one), str(two / "x.jsonl"), "--name", "first run", "--name", "second"]) == 0
+    assert "\nfirst run " in capsys.readouterr().out
+    assert report([one, two], names=["A", "B"]).groups[0].runs[2].name == "B/y"
+
+
 def test_a_wildcard_may_match_sidecars(tmp_path: Path) -> None:
     save(tmp_path / "a.jsonl", [certification(0)])
     assert len(list(tmp_path.glob("*.jsonl"))) == 2
@@ -514,6 +547,58 @@ def test_the_files_are_well_formed(tmp_path: Path) -> None:
         assert len(widths) <= 1
     assert (tmp_path / "out" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert ElementTree.parse(tmp_path / "out" / "report.svg").getroot().tag.endswith("svg")
+
+
+NASTY = [
+    r"a_b%c&d#e$f^g~h\i{j}",
+    "[x]*|<script>",
+    "\u00e9 \u00d8 \u4e2d --",
+    "runs/resnet110_noise_0.25_lambda_20_eta_0.5/test",
+]
+
+
+def test_the_latex_document_compiles_as_it_is(tmp_path: Path) -> None:
+    paths = [save(tmp_path / f"{i}.jsonl", voted_records()) for i in range(3)] + [several(tmp_path / "several.jsonl")]
+    report(paths, tmp_path / "out", formats=["tex", "pdf"], paired=True, names=NASTY)
+    document = (tmp_path / "out" / "report.tex").read_text()
+    assert_sound_latex(document)
+    assert document.count(r"\documentclass") == document.count(r"\end{document}") == 1
+    part = (tmp_path / "out" / "report_tables.tex").read_text()
+    assert_sound_latex(part)
+    assert "documentclass" not in part
+    assert r"\ell_2" in part
+    assert r"\label{tab:report-accuracy}" in part
+    program = shutil.which("pdflatex")
+    if program is None:
+        pytest.skip("pdflatex is not installed; the structure was checked")
+    words = [program, "-halt-on-error", "-interaction=nonstopmode", "report.tex"]
+    done = subprocess.run(words, cwd=tmp_path / "out", capture_output=True, text=True, errors="replace", check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull \\hbox" not in done.stdout
+
+
+def assert_sound_latex(text: str) -> None:
+    """Fail unless groups, environments and maths are closed, rows fit their layout and labels differ."""
+    body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
+    assert body.isascii() or all(character in "\u00e9\u00d8" for character in body if not character.isascii())
+    plain = re.sub(r"\\[\\%&#$_{}]", "", body.replace("\\\\\n", "\n"))
+    assert plain.count("{") == plain.count("}")
+    assert plain.count("$") % 2 == 0
+    assert "%" not in plain
+    assert "#" not in plain
+    open_environments: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", body):
+        if kind == "begin":
+            open_environments.append(name)
+        else:
+            assert open_environments.pop() == name
+    assert not open_environments
+    labels = re.findall(r"\\label\{([^}]*)\}", body)
+    assert len(set(labels)) == len(labels) > 3
+    for layout, rows in re.findall(r"\\begin\{tabular\}\{([^\n]*)\}\n(.*?)\\end\{tabular\}", body, flags=re.DOTALL):
+        columns = len(re.sub(r">\{[^}]*\}|p\{[^}]*\}", "l", layout).replace("ll", "l"))
+        for row in (line for line in rows.splitlines() if line.endswith(r"\\")):
+            assert len(re.findall(r"(?<!\\)&", row)) == columns - 1, (layout, row)
 
 
 def test_markdown_cells_do_not_break_the_table() -> None:

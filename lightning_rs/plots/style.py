@@ -5,6 +5,7 @@ Figures are built without pyplot, so that no global state is touched and no disp
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,8 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Equal figures give equal files: SVG ids are hashed with a random salt and dated otherwise. Journals ask for fonts
     # of type 42.
-    with naming(path), rc_context({"svg.hashsalt": "lightning_rs", "pdf.fonttype": 42}):
+    with naming(path), rc_context({"svg.hashsalt": "lightning_rs", "pdf.fonttype": 42}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box says it in the picture
         figure.savefig(path, dpi=min(160.0, most), metadata=_UNDATED.get(path.suffix))
     return path
 

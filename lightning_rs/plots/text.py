@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,9 @@ def width(text: str, size: float) -> float:
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
-    found, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is as wide as a letter
+        found, _, _ = text_to_path.get_text_width_height_descent(text, FontProperties(size=size), ismath=False)
     return _HINTING * float(found) / _POINTS
 
 

@@ -26,7 +26,8 @@ def write_group(group: Group, folder: Path, stem: str, formats: Sequence[str]) -
     - ``csv``: one row a run; ``STEM_pairs.csv`` and ``STEM_changes.csv`` where the text has such tables.
     - ``md``: tables, notes and figures.
     - ``tex``: a document that compiles as it is, and ``STEM_tables.tex``, its tables and notes for a paper.
-    - ``pdf``, ``png``, ``svg``: certified accuracy against r; ``STEM_sigma.*`` against r / sigma where the runs differ
+    - ``pdf``, ``png``, ``svg``: certified accuracy against r (as PDF ``STEM_curves.pdf``, because ``STEM.pdf`` is what
+      LaTeX makes of ``STEM.tex``); ``STEM_sigma.*`` against r / sigma where the runs differ
       in sigma; ``STEM_p.*``, the distribution of lower bounds of p; ``STEM_changes.*``, where a file has several
       certificates.
     """
@@ -47,8 +48,13 @@ def write_group(group: Group, folder: Path, stem: str, formats: Sequence[str]) -
                     file.write_text(text, encoding="utf-8")
                 files.append(file)
         else:
-            files += [save_figure(draw(), folder / f"{stem}{kind}.{name}") for kind, (_, draw) in figures.items()]
+            files += [save_figure(draw(), folder / _file(stem, kind, name)) for kind, (_, draw) in figures.items()]
     return files
+
+
+def _file(stem: str, ending: str, picture: str) -> str:
+    """Return the name of a figure's file, which is not that of the compiled document."""
+    return f"{stem}{ending or '_curves'}.pdf" if picture == "pdf" else f"{stem}{ending}.{picture}"
 
 
 def _figures(group: Group) -> dict[str, tuple[str, Callable[[], Figure]]]:
@@ -92,7 +98,7 @@ def _markdown(
 ) -> str:
     blocks = [f"# Certified robustness, {markdown(group.norm)}"]
     if picture:
-        blocks += [f"![{what}]({stem}{ending}.{picture})" for ending, (what, _) in figures.items()]
+        blocks += [f"![{what}]({_file(stem, ending, picture)})" for ending, (what, _) in figures.items()]
     blocks += [table.markdown() for table in group.tables()]
     return "\n\n".join([*blocks, "\n".join(f"- {markdown(note)}" for note in group.notes())]) + "\n"
 
@@ -110,7 +116,8 @@ def _tex(
     drawn = [
         "\n".join([
             r"\begin{figure}[htbp]\centering",
-            rf"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]{{{stem}{ending}.{picture}}}",
+            r"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]"
+            rf"{{{_file(stem, ending, picture)}}}",
             rf"\caption{{{latex(group.norm)}: {what}}}\label{{fig:{label}{ending.replace('_', '-')}}}", r"\end{figure}",
         ]) for ending, (what, _) in figures.items()
     ] if picture else []  # fmt: skip
