@@ -10,7 +10,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -66,10 +66,11 @@ def pipe(folder: Path) -> Path:
 
 
 def _prepare(act: Act, told: Path) -> None:
+    from lightning_rs.attacks import AttackFile
     from lightning_rs.stages.files import RecordSet
     from lightning_rs.stages.progress import Progress
 
-    append, add_samples, written, done = RecordSet.append, Progress.add_samples, 0, False
+    add_samples, written, done = Progress.add_samples, 0, False
 
     def event(name: str) -> None:
         nonlocal done
@@ -77,18 +78,22 @@ def _prepare(act: Act, told: Path) -> None:
             done = True
             _do(act, told)
 
-    def appended(self: RecordSet, *args: object) -> None:
-        nonlocal written
-        append(self, *args)  # type: ignore[arg-type]
-        written += 1
-        event("record")
+    def appending(append: Callable[..., None]) -> Callable[..., None]:
+        def appended(*args: object) -> None:
+            nonlocal written
+            append(*args)
+            written += 1
+            event("record")
+
+        return appended
 
     def sampled(self: Progress, count: int) -> None:
         add_samples(self, count)
         event("sample")
 
-    for owner, name, method in ((RecordSet, "append", appended), (Progress, "add_samples", sampled)):
-        setattr(owner, name, method)
+    for owner in (RecordSet, AttackFile):
+        owner.append = appending(owner.append)  # type: ignore[attr-defined, method-assign]
+    Progress.add_samples = sampled  # type: ignore[method-assign]
 
 
 def _do(act: Act, told: Path) -> None:

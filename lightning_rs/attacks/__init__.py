@@ -1,10 +1,11 @@
 """Attacks on the smoothed classifier: an upper bound beside the certified lower one, and a test of certificates."""
 
+from lightning_rs.attacks.assertions import revote
 from lightning_rs.attacks.attacker import Attacker
-from lightning_rs.attacks.base import Attack
+from lightning_rs.attacks.base import Aim, Attack
 from lightning_rs.attacks.external import External
 from lightning_rs.attacks.geometry import Geometry
-from lightning_rs.attacks.gradient import DDN, PGD
+from lightning_rs.attacks.gradient import DDN, L1APGD, PGD
 from lightning_rs.attacks.objectives import Margin, Objective, PlugIn, Reinforce
 from lightning_rs.attacks.search import Bracket, Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
@@ -14,7 +15,9 @@ from lightning_rs.records.attacks import AttackRecord, ValueTest
 
 __all__ = [
     "DDN",
+    "L1APGD",
     "PGD",
+    "Aim",
     "Attack",
     "AttackFile",
     "AttackRecord",
@@ -33,4 +36,5 @@ __all__ = [
     "VoteSearch",
     "merge_attacks",
     "read_attacks",
+    "revote",
 ]

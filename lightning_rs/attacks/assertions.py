@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_rs.attacks.geometry import Geometry
-from lightning_rs.certificates.values import law_value_lower
+from lightning_rs.certificates.values import evidence_value_lower, law_value_lower
+from lightning_rs.checks import FloatArray
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
@@ -25,33 +25,44 @@ _ONE_CLASS = (
 )  # fmt: skip
 
 
-def asserted(record: Certification, noise: Noise, x: Tensor, z: Tensor, distance: float) -> float | None:
-    """Return the lower bound that a certificate asserts at z of its class's probability, None if it asserts nothing.
+def asserted(record: Certification, noise: Noise, delta: FloatArray, distance: float) -> float | None:
+    """Return the lower bound that a certificate asserts of its class's probability, None if it asserts nothing.
 
-    The larger of what the law of the noise gives at this very perturbation and, inside the radius of a certificate that
-    bounds one class only, one half. For deterministic splitting noise it is a number of votes: each grid step takes at
-    most one.
+    The largest of what the law of the noise, bounds of gradients and antithetic pairs give at this very perturbation
+    and, inside the radius of a certificate that bounds one class only, one half. For deterministic splitting noise it
+    is a number of votes: each grid step takes at most one.
 
     Args:
         record: the certificate.
         noise: the law.
-        x: the certified image, flat.
-        z: the other point, flat.
-        distance: norm of z - x in the certificate's norm, rounded down.
+        delta: the perturbation, (d,).
+        distance: its norm, the certificate's, rounded down.
     """
     if record.prediction == ABSTAIN and record.top < 0:
         return None
     if isinstance(noise, DeterministicSplittingNoise):
-        steps = round(noise.q * float((z.double() - x.double()).abs().sum()))
+        steps = round(noise.q * float(np.abs(delta).sum()))
         return float(max(record.counts[claimed(record)] - steps - _doubtful(record), 0))
-    lower = []
-    tail = record.bounds.get("q_upper", 1 - record.bounds["p_lower"] if "p_lower" in record.bounds else None)
-    if tail is not None and record.top == claimed(record):
-        lower.append(law_value_lower(noise, min(float(tail), 1.0), (z.double() - x.double()).cpu().numpy()))
+    lower: list[float | None] = []
+    bounds = own_bounds(record)
+    if record.top == claimed(record):
+        if "q_upper" in bounds:
+            lower.append(law_value_lower(noise, min(bounds["q_upper"], 1.0), delta))
+        lower.append(evidence_value_lower(bounds, noise.sigma, delta))
     if record.certificate.partition(":")[0] in _ONE_CLASS and within(record, distance):
         lower.append(0.5)
     known = [value for value in lower if value is not None]
     return max(known) if known else None
+
+
+def own_bounds(record: Certification) -> dict[str, float]:
+    """Return the bounds that belong to the record's certificate, by their plain names."""
+    prefix = f"{record.certificate}."
+    own = {name.removeprefix(prefix): value for name, value in record.bounds.items() if name.startswith(prefix)}
+    found = own or {name: value for name, value in record.bounds.items() if "." not in name}
+    if "p_lower" in found:
+        found.setdefault("q_upper", 1 - found["p_lower"])
+    return found
 
 
 def claimed(record: Certification) -> int:
@@ -101,18 +112,29 @@ def run_tests(
     votes = session.predict(points, n=n, alpha=beta)
     if session.lattice is not None:  # what the noise law in whole numbers may err by
         beta = session.lattice.level(beta, n, points[0].numel())
-    distances = geometry.distance(images.flatten(1), points.flatten(1))
+    x, z = images.flatten(1), points.flatten(1)
+    distances, deltas = geometry.distance(x, z), moved(session, x, z)
     return [
-        judged(session.noise, record, image, point, kind, shortened(float(distance)), votes, row, beta)
-        for row, (record, image, point, distance) in enumerate(zip(records, images, points, distances, strict=True))
+        judged(session.noise, record, deltas[row], kind, shortened(float(distances[row])), votes, row, beta)
+        for row, record in enumerate(records)
     ]
+
+
+def moved(session: Session, x: Tensor, z: Tensor) -> FloatArray:
+    """Return by how much the noise law moves from rows x to rows z, float64, (B, d): the inputs as the engine has them.
+
+    Off a grid the engine rounds inputs to its own lattice; radii have that taken off, values at a point have it here.
+    """
+    if session.lattice is None:
+        return (z.double() - x.double()).cpu().numpy()
+    lattice = session.lattice.lattice
+    return ((lattice.place(z) - lattice.place(x)) / float(lattice.scale)).cpu().numpy()
 
 
 def judged(
     noise: Noise,
     record: Certification,
-    image: Tensor,
-    point: Tensor,
+    delta: FloatArray,
     kind: str,
     distance: float,
     votes: Predictions,
@@ -122,7 +144,7 @@ def judged(
     """Return the outcome of one test from votes that were taken."""
     counts = votes.counts[row]
     own, total = claimed(record), int(counts.sum())
-    lower = asserted(record, noise, image.flatten(), point.flatten(), distance)
+    lower = asserted(record, noise, delta, distance)
     count = int(counts[own])
     exact = noise.outcomes is not None
     upper = float(count) if exact else float(clopper_pearson_upper(count, total, beta))
@@ -138,35 +160,66 @@ def judged(
         prediction=prediction,
         counts=tuple(int(c) for c in counts),
         seed=votes.seed,
+        row=row,
         beta=beta,
         failed=flipped or (lower is not None and upper < lower),
     )
 
 
-def verdict(session: Session, record: Certification, image: Tensor, point: Tensor, n: int, tests: Any) -> str:
-    """Say what a contradiction means, from votes of a new key at the image and a new test at the point.
+def repeat(
+    session: Session, record: Certification, image: Tensor, point: Tensor, geometry: Geometry, n: int, beta: float
+) -> tuple[ValueTest, ...]:
+    """Return the tests of a contradiction again, on fresh votes: at the image, half way, and at the point.
 
-    The image is certified again at alpha 1e-6 with other votes; if its new certificate is contradicted as well, chance
-    is no explanation.
+    They say whether it repeats and how far from the image it begins; they are no further chance for it to occur.
     """
-    if any(test.failed and test.kind == "clean" for test in tests):
-        return "the record itself is not reproduced: another checkpoint, noise, preprocessing or runtime"
+    x, z = image.flatten()[None], point.flatten()[None]
+    half = geometry.snap(x + 0.5 * (z - x), x)
+    steps = {"clean again": x, "half way": half, "again": z}
+    return tuple(
+        run_tests(session, [record], image[None], at.view(1, *image.shape), kind, geometry, n, beta)[0]
+        for kind, at in steps.items()
+    )
+
+
+def revote(session: Session, point: Tensor, test: ValueTest) -> tuple[int, ...]:
+    """Return the votes of a recorded test, taken again with its key: the same ones, if everything else is the same.
+
+    Args:
+        session: the prepared network, of the same checkpoint, noise and runtime.
+        point: where, (*shape), as it was fed.
+        test: the recorded test.
+    """
+    batch = point[None].expand(test.row + 1, *point.shape)  # the position in the batch is part of the key
+    return tuple(int(count) for count in session.predict(batch, n=test.n, seed=test.seed).counts[test.row])
+
+
+def verdict(
+    session: Session, record: Certification, image: Tensor, point: Tensor, n: int, tests: Sequence[ValueTest]
+) -> tuple[str, bool]:
+    """Say what a contradiction means, and whether it is certain, from votes of a new key at the image and at the point.
+
+    The image is certified again at alpha 1e-6 with other votes. If its new certificate is contradicted as well, or if
+    the recorded bound at the image holds, from which all else is said to follow, chance is no explanation: each of
+    these statements fails with a probability of some 1e-6.
+    """
     if session.noise.outcomes is not None:
-        return "an exact certificate is contradicted: a bug, or a network that is not one fixed function"
+        return "an exact certificate is contradicted: a bug, or a network that is not one fixed function", True
+    if any(test.failed and test.kind == "clean" for test in tests):
+        return "the record itself is not reproduced: another checkpoint, noise, preprocessing or runtime", False
     own = claimed(record)
     again = session.predict(image[None], n=n, alpha=1e-6)
     tail = float(clopper_pearson_tail_upper(int(again.counts[0, own]), n, 1e-6))
-    lower = law_value_lower(session.noise, tail, (point.double() - image.double()).flatten().cpu().numpy())
+    (delta,) = moved(session, image.flatten()[None], point.flatten()[None])
+    lower = law_value_lower(session.noise, tail, delta)
     votes = session.predict(point[None], n=n, alpha=1e-6)
     upper = float(clopper_pearson_upper(int(votes.counts[0, own]), n, 1e-6))
     if lower is not None and upper < lower:
-        return f"survives certification with a new key (p <= {upper:.6f} < {lower:.6f} at alpha 1e-6): a bug"
-    return "not contradicted by certification with a new key: the alpha event that is allowed for, unless it repeats"
-
-
-def tensors(image: Tensor, point: Tensor) -> dict[str, Any]:
-    """Return both inputs as arrays, for a file."""
-    return {"image": image.cpu().numpy(), "point": point.cpu().numpy(), "dtype": str(torch.float32)}
+        return f"survives certification with a new key (p <= {upper:.6f} < {lower:.6f} at alpha 1e-6): a bug", True
+    bound = own_bounds(record).get("q_upper")
+    if bound is not None and record.top == own and tail <= bound:
+        return f"what the record says of the image (p >= {1 - bound:.6f}) is confirmed by fresh votes: a bug", True
+    return "not contradicted by certification with a new key: the alpha event that is allowed for", False
 
 
 def _doubtful(record: Certification) -> int:

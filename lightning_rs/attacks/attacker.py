@@ -9,13 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_rs.attacks.assertions import claimed, run_tests, shortened, verdict, within
+from lightning_rs.attacks.assertions import claimed, repeat, run_tests, shortened, verdict, within
 from lightning_rs.attacks.base import Attack
+from lightning_rs.attacks.directions import uphill_of_evidence
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.gradient import PGD
 from lightning_rs.attacks.search import Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
-from lightning_rs.checks import check_alpha, check_at_least, check_positive
+from lightning_rs.certificates.subspace import FirstOrderSubspaceL2
+from lightning_rs.checks import FloatArray, check_alpha, check_at_least, check_positive
 from lightning_rs.engine.streams import fresh_seed
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
@@ -31,6 +33,9 @@ _REACH = {"l1": 40.0, "l2": 8.0, "linf": 16.0}
 class Attacker:
     """Attacks certified images: a bracket for each, and a test of what its certificate asserts.
 
+    Where the certificates rest on gradient evidence, such evidence is taken anew, and attacks begin where it points as
+    well.
+
     Args:
         attacks: tried one after another at each radius; None: exact moves for deterministic splitting noise, projected
             gradient ascent otherwise.
@@ -44,6 +49,8 @@ class Attacker:
         seed: of the attacks' randomness; confirmations take fresh entropy, which is recorded.
         bracket: look for the smallest adversarial distance; False only tests what certificates assert.
         tests: test what certificates assert: at the image, at random points and at adversarial points of its ball.
+        basis: for certificates of a subspace that is not made of coordinates: the ``.npy`` file of its vectors, which
+            records name by its content.
 
     Raises:
         ValueError: for copies, rounds, screen or n < 1, beta or rho outside (0, 1), or a radius that is not positive.
@@ -62,6 +69,7 @@ class Attacker:
         seed: int = 0,
         bracket: bool = True,
         tests: bool = True,
+        basis: str | None = None,
     ) -> None:
         self.attacks = None if attacks is None else list(attacks)
         self.copies = check_at_least("copies", copies, 1)
@@ -74,13 +82,27 @@ class Attacker:
         self.seed = int(seed)
         self.bracket = bracket
         self.tests = tests
+        self.basis = basis
         if self.attacks is not None and not self.attacks:
             raise ValueError("attacks must be one or more, got none")
 
     def describe(self) -> dict[str, Any]:
         """Return the configuration as plain values."""
-        values = {name: value for name, value in vars(self).items() if name != "attacks"}
+        values = {name: value for name, value in vars(self).items() if name not in ("attacks", "basis")}
         return {**values, "attacks": None if self.attacks is None else [attack.describe() for attack in self.attacks]}
+
+    def vectors(self, norm: str) -> FloatArray | None:
+        """Return the vectors of the subspace that a norm names, from :attr:`basis`; None without one.
+
+        Raises:
+            ValueError: if the file holds another subspace.
+        """
+        if self.basis is None:
+            return None
+        found = FirstOrderSubspaceL2(self.basis)
+        if found.norm != norm:
+            raise ValueError(f"basis must hold the vectors of {norm!r}, got {self.basis}, which holds {found.norm!r}")
+        return found.vectors
 
     def chosen(self, noise: Noise) -> list[Attack]:
         """Return the attacks for a noise."""
@@ -136,17 +158,18 @@ class Attacker:
         radii = np.array([record.radius if record.target is None else record.target for record in records])
         attacks, dim = self.chosen(session.noise), int(x[0].numel())
         parts = 1 + 3 * self.tests
+        uphill = uphill_of_evidence(session, x, classes, self.n, self.seed)
         points: dict[str, Tensor] = {}
         tests: list[list[ValueTest]] = [[] for _ in records]
         if self.tests:
-            points = self._test_points(victim, x, classes, radii, attacks)
+            points = self._test_points(victim, x, classes, radii, attacks[0], uphill)
             for kind, at in points.items():
                 made = run_tests(session, records, x, at, kind, geometry, self.n, self.beta / parts)
                 for own, test in zip(tests, made, strict=True):
                     own.append(test)
         reach = self.reach(session.noise, geometry, dim)
         search = Search(attacks, self.rounds, reach, self.screen, self.n, self.beta / parts)
-        bracket = search.run(victim, x, classes, radii, self.seed) if self.bracket else None
+        bracket = search.run(victim, x, classes, radii, self.seed, uphill) if self.bracket else None
         results = []
         for row, record in enumerate(records):
             distance = np.inf if bracket is None else float(bracket.distance[row])
@@ -156,10 +179,12 @@ class Attacker:
             # A point of the value test that left the class inside the ball is a success as well.
             if bracket is not None and inside:
                 bad["found"] = bracket.points[row]
-            says = ""
+            says, certain = "", False
+            repeated: tuple[ValueTest, ...] = ()
             if bad:
                 point = next(reversed(bad.values()))
-                says = verdict(session, record, x[row], point, 10 * self.n, tests[row])
+                says, certain = verdict(session, record, x[row], point, 10 * self.n, tests[row])
+                repeated = repeat(session, record, x[row], point, geometry, self.n, self.beta / parts)
             results.append(
                 (
                     AttackRecord(
@@ -176,7 +201,9 @@ class Attacker:
                         searched=0.0 if bracket is None else float(bracket.searched[row]),
                         confirmation=confirmation,
                         tests=tuple(tests[row]),
+                        repeated=repeated,
                         verdict=says,
+                        certain=certain,
                     ),
                     {"image": x[row], **bad} if bad else {},
                 )
@@ -184,7 +211,7 @@ class Attacker:
         return results
 
     def _test_points(
-        self, victim: Victim, x: Tensor, classes: Tensor, radii: np.ndarray[Any, Any], attacks: list[Attack]
+        self, victim: Victim, x: Tensor, classes: Tensor, radii: FloatArray, attack: Attack, uphill: Tensor | None
     ) -> dict[str, Tensor]:
         """Return the points at which assertions are tested: just inside the ball, or at sigma / 2 without one."""
         session, geometry = victim.session, victim.geometry
@@ -198,7 +225,7 @@ class Attacker:
         generator = torch.Generator(device=x.device).manual_seed(fresh_seed() % 2**31)
         spread = geometry.limited(geometry.random(flat, eps.to(flat), generator), flat, eps).view(x.shape)
         # The first attack suffices: the assertion must hold at every point.
-        directed = attacks[0](victim.smoothed, x, classes, eps, geometry, self.seed)
+        directed = attack(victim.smoothed, x, classes, eps, geometry, self.seed, uphill)
         return {"clean": x, "random": spread, "adversarial": directed}
 
 

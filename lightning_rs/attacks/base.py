@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
 import torch
@@ -11,6 +12,49 @@ from torch import Tensor
 from lightning_rs.attacks.geometry import NORMS, Geometry
 from lightning_rs.checks import check_at_least
 from lightning_rs.smoothed import SmoothedClassifier
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What an attack is asked: to leave a class inside a ball, for each image of a batch.
+
+    Attributes:
+        images: (B, *shape).
+        classes: classes to leave, (B,).
+        eps: radii of the balls, (B,).
+        geometry: norm, box, grid and subspace.
+        generator: the attack's own randomness.
+        uphill: directions along which something else saw the classes lose, flat, (B, d); None if nothing did.
+    """
+
+    images: Tensor
+    classes: Tensor
+    eps: Tensor
+    geometry: Geometry
+    generator: torch.Generator
+    uphill: Tensor | None = None
+
+    @property
+    def x(self) -> Tensor:
+        """The images as flat rows, (B, d)."""
+        return self.images.flatten(1)
+
+    def shaped(self, z: Tensor) -> Tensor:
+        """Return flat rows in the shape of the images."""
+        return z.view(self.images.shape)
+
+    def project(self, z: Tensor, size: float = 1.0) -> Tensor:
+        """Return flat rows put into the balls, ``size`` times as large, and the box."""
+        return self.geometry.project(z, self.x, size * self.eps)
+
+    def random(self) -> Tensor:
+        """Return a random point of each ball, flat, at a distance that is uniform in [0, eps]."""
+        share = torch.rand((), generator=self.generator, device=self.generator.device)
+        return self.geometry.random(self.x, self.eps * share, self.generator)
+
+    def directed(self) -> Tensor | None:
+        """Return the points of the balls furthest along :attr:`uphill`, flat, or None."""
+        return None if self.uphill is None else self.geometry.furthest(self.x, self.uphill, self.eps)
 
 
 class Attack(ABC):
@@ -34,7 +78,7 @@ class Attack(ABC):
         eps: Tensor,
         geometry: Geometry,
         seed: int = 0,
-        start: Tensor | None = None,
+        uphill: Tensor | None = None,
     ) -> Tensor:
         """Return one point an image, (B, *shape), inside the ball, the box, the grid and the subspace.
 
@@ -45,7 +89,7 @@ class Attack(ABC):
             eps: radii of the balls, (B,).
             geometry: norm, box, grid and subspace.
             seed: of the attack's own randomness.
-            start: directions to start from, flat, (B, d), instead of the images.
+            uphill: directions to begin with as well, flat, (B, d), for instance from gradient evidence.
 
         Raises:
             ValueError: for a norm that this attack cannot search, or a network without gradient.
@@ -53,21 +97,12 @@ class Attack(ABC):
         if geometry.norm not in self.norms:
             raise ValueError(f"{type(self).__name__} attacks in {', '.join(self.norms)}, got norm {geometry.norm!r}")
         generator = torch.Generator(device=images.device).manual_seed(seed % 2**31)
-        found = self._run(smoothed, images, classes, eps, geometry, generator, start)
-        x = images.flatten(1)
-        return geometry.limited(found.detach().flatten(1).to(x), x, eps).view(images.shape)
+        aim = Aim(images, classes, eps, geometry, generator, uphill)
+        found = self._run(smoothed, aim).detach().flatten(1)
+        return aim.shaped(geometry.limited(found.to(aim.x), aim.x, eps))
 
     @abstractmethod
-    def _run(
-        self,
-        smoothed: SmoothedClassifier,
-        images: Tensor,
-        classes: Tensor,
-        eps: Tensor,
-        geometry: Geometry,
-        generator: torch.Generator,
-        start: Tensor | None,
-    ) -> Tensor:
+    def _run(self, smoothed: SmoothedClassifier, aim: Aim) -> Tensor:
         """Return candidates, flat or shaped; they need not lie on the grid or exactly in the ball."""
 
     def describe(self) -> dict[str, Any]:

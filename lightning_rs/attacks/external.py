@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lightning_rs.attacks.base import Attack
+from lightning_rs.attacks.base import Aim, Attack
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.checks import check_choice
 from lightning_rs.smoothed import SmoothedClassifier
@@ -38,23 +38,14 @@ class External(Attack):
         self.norms = (norm,)  # type: ignore[misc]
         self._class = _find(class_path)
 
-    def _run(
-        self,
-        smoothed: SmoothedClassifier,
-        images: Tensor,
-        classes: Tensor,
-        eps: Tensor,
-        geometry: Geometry,
-        generator: torch.Generator,
-        start: Tensor | None,
-    ) -> Tensor:
+    def _run(self, smoothed: SmoothedClassifier, aim: Aim) -> Tensor:
         run = self._foolbox if self.class_path.startswith("foolbox") else self._torchattacks
         smoothed.renew()
         with torch.enable_grad():
             # One image at a time: these libraries take one radius a call.
             found = [
-                run(smoothed, image[None], classes[row : row + 1], float(eps[row]), geometry)
-                for row, image in enumerate(images)
+                run(smoothed, image[None], aim.classes[row : row + 1], float(aim.eps[row]), aim.geometry)
+                for row, image in enumerate(aim.images)
             ]
         return torch.cat(found)
 

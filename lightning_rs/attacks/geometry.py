@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,23 +46,38 @@ class Geometry:
 
     @classmethod
     def of_certificate(
-        cls, spec: Mapping[str, Any], shape: tuple[int, ...], domain: Domain, grid: int | None
+        cls,
+        norm: str,
+        shape: tuple[int, ...],
+        domain: Domain,
+        grid: int | None,
+        vectors: np.ndarray[Any, np.dtype[np.float64]] | None = None,
     ) -> Geometry:
-        """Return the threat set of a certificate as a record file's header describes it.
+        """Return the threat set of a certificate.
+
+        Args:
+            norm: as records name it: "l2", "l2:red", "linf:top", "l2:subspace-0123abcd".
+            shape: shape of one input.
+            domain: interval of the inputs, or None.
+            grid: number q of steps if inputs are multiples of 1/q.
+            vectors: orthonormal rows that span a subspace which is not made of coordinates, (k, d).
 
         Raises:
-            ValueError: for a norm that has no attack.
+            ValueError: for a norm that has no attack, or a subspace without its vectors or on a grid.
         """
-        base, _, region = str(spec["norm"]).partition(":")
+        base, _, region = norm.partition(":")
         if base not in NORMS:
-            raise ValueError(f"norm {spec['norm']!r} has no attack: {', '.join(NORMS)} do, and regions of them")
+            raise ValueError(f"norm {norm!r} has no attack: {', '.join(NORMS)} do, and regions of them")
         if not region:
             return cls(base, domain, grid)
-        if "basis" in spec:
-            rows = torch.from_numpy(np.load(spec["basis"])).float()
-            return cls(base, domain, None, basis=rows)
-        named = int(region) if region.isdigit() else region
-        return cls(base, domain, grid, mask=torch.from_numpy(region_mask(named, shape)))
+        if not region.startswith("subspace-"):
+            named = int(region) if region.isdigit() else region
+            return cls(base, domain, grid, mask=torch.from_numpy(region_mask(named, shape)))
+        if grid is not None:
+            raise ValueError(f"norm {norm!r} has no attack on a grid (of {grid} steps): what it allows leaves the grid")
+        if vectors is None:
+            raise ValueError(f"norm {norm!r} needs the vectors of its subspace: give their .npy file as Attacker.basis")
+        return cls(base, domain, None, basis=torch.from_numpy(vectors).float())
 
     def distance(self, x: Tensor, z: Tensor) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Return the norms of z - x in float64, from the very numbers that the tensors hold, (m,)."""
@@ -91,24 +105,44 @@ class Geometry:
             moved = x + move.clamp(-radius, radius)
         return self._into_box(moved, x)
 
-    def step(self, z: Tensor, x: Tensor, gradient: Tensor, size: Tensor) -> Tensor:
+    def step(self, z: Tensor, x: Tensor, gradient: Tensor, size: Tensor, count: Tensor | None = None) -> Tensor:
         """Return the steepest step of the norm's length ``size``, (m,), uphill from z.
 
-        For l1 it changes the coordinates with the largest gradient that have room left, a fifth of the budget's share
-        each, by equal amounts (Tramer and Boneh 2019).
+        For l1 it moves the ``count`` coordinates with the largest gradient that have room left, by equal amounts
+        (Tramer and Boneh 2019); a hundredth of them, at least one, if ``count``, (m,), is not given.
         """
         uphill, length = self.within(gradient), size.to(x)[:, None]
         if self.norm == "linf":
             return z + length * uphill.sign()
-        if self.norm == "l2":
-            return z + length * uphill / uphill.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        if self.norm == "l2" or self.basis is not None:  # within a subspace no coordinate moves alone
+            order = 1 if self.norm == "l1" else 2
+            return z + length * uphill / uphill.norm(p=order, dim=1, keepdim=True).clamp(min=1e-30)
         if self.domain is not None:
             room = torch.where(uphill > 0, self.domain[1] - z, z - self.domain[0])
             uphill = torch.where(room > 1e-6, uphill, 0.0)
-        chosen = max(1, math.ceil(0.01 * x.shape[1]))
-        largest = uphill.abs().topk(min(chosen, x.shape[1]), dim=1)
-        move = torch.zeros_like(z).scatter_(1, largest.indices, uphill.gather(1, largest.indices).sign())
+        few = torch.full_like(x[:, 0], math.ceil(0.01 * x.shape[1])) if count is None else count
+        rank = uphill.abs().argsort(dim=1, descending=True).argsort(dim=1)
+        move = torch.where(rank < few[:, None], uphill.sign(), 0.0)
         return z + length * move / move.abs().sum(1, keepdim=True).clamp(min=1.0)
+
+    def furthest(self, x: Tensor, gradient: Tensor, eps: Tensor) -> Tensor:
+        """Return the points of the ball, (m,), that lie furthest uphill; for l1 of the ball cut with the box.
+
+        There it is the exact maximiser of a linear function: coordinates in the order of their gradient get all the
+        room that the box leaves them until the radius is spent, so that all but one of the moved ones reach the box.
+        """
+        if self.norm != "l1" or self.basis is not None:
+            return self.project(self.step(x, x, gradient, eps), x, eps)
+        uphill, radius = self.within(gradient), eps.to(x)[:, None]
+        room = radius.expand_as(x)
+        if self.domain is not None:
+            room = torch.where(uphill > 0, self.domain[1] - x, x - self.domain[0]).clamp(min=0.0).minimum(radius)
+        room = torch.where(uphill == 0, 0.0, room)
+        order = uphill.abs().argsort(dim=1, descending=True)
+        sorted_room = room.gather(1, order)
+        spent = sorted_room.cumsum(1) - sorted_room
+        length = torch.zeros_like(x).scatter_(1, order, sorted_room.minimum((radius - spent).clamp(min=0.0)))
+        return x + length * uphill.sign()
 
     def random(self, x: Tensor, eps: Tensor, generator: torch.Generator) -> Tensor:
         """Return points near the sphere of radius ``eps``: Gaussian, sparse or sign directions by the norm."""

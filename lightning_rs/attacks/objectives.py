@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
+from lightning_rs.noise.norm_power import NormPowerFamily
 from lightning_rs.smoothed import SmoothedClassifier
 
 
@@ -62,7 +63,8 @@ class Reinforce(Objective):
     """The share of hard votes against y, with the gradient from votes alone (REINFORCE, antithetic pairs).
 
     ``grad E h(x + e) = E[-grad log density(e) h(x + e)]`` needs no gradient of the network: Gaussian noise gives
-    ``e / sigma^2``, Laplace noise ``sign(e) / b``. Each copy is paired with its mirror image.
+    ``e / sigma^2``, Laplace noise ``sign(e) / b``, powers of norms the derivative of their density. Each copy is paired
+    with its mirror image.
     """
 
     needs_gradient = False
@@ -84,9 +86,13 @@ class Reinforce(Objective):
             score = e / noise.sigma**2
         elif isinstance(noise, LaplaceNoise):
             score = e.sign() / noise.scale
+        elif isinstance(noise, NormPowerFamily):
+            with torch.enable_grad():
+                z = e.double().requires_grad_()
+                score = -torch.autograd.grad(noise.log_density(z).sum(), z)[0].to(e)
         else:
             raise ValueError(
-                f"noise of the objective Reinforce must be GaussianNoise or LaplaceNoise, got {noise!r}; "
+                f"noise of the objective Reinforce must be Gaussian, Laplace or a power of norms, got {noise!r}; "
                 "lightning_rs.attacks.VoteSearch works for every noise"
             )
         wrong = [(smoothed.copy_logits(images, v).argmax(2) != classes).float() for v in (e, -e)]

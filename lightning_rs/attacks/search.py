@@ -82,7 +82,15 @@ class Search:
         self.n = n
         self.beta = beta
 
-    def run(self, victim: Victim, images: Tensor, classes: Tensor, radii: FloatArray, seed: int) -> Bracket:
+    def run(
+        self,
+        victim: Victim,
+        images: Tensor,
+        classes: Tensor,
+        radii: FloatArray,
+        seed: int,
+        uphill: Tensor | None = None,
+    ) -> Bracket:
         """Return the bracket of a batch.
 
         Args:
@@ -91,6 +99,7 @@ class Search:
             classes: classes to leave, (B,).
             radii: certified radii, (B,): nothing is searched inside.
             seed: of the attacks' randomness.
+            uphill: directions to begin with as well, flat, (B, d).
         """
         best = images.clone()
         high = np.full(len(images), np.inf)
@@ -102,7 +111,8 @@ class Search:
             rows = np.flatnonzero(open_)
             if not len(rows):
                 break
-            found, reached = self._attack(victim, images[rows], classes[rows], eps[rows], seed + number)
+            toward = None if uphill is None else uphill[rows]
+            found, reached = self._attack(victim, images[rows], classes[rows], eps[rows], seed + number, toward)
             closer = reached < high[rows]
             best[rows[closer]] = found[torch.from_numpy(closer)]
             failed = ~np.isfinite(reached)
@@ -113,13 +123,19 @@ class Search:
         return self._confirm(victim, images, classes, best, high, low)
 
     def _attack(
-        self, victim: Victim, images: Tensor, classes: Tensor, eps: FloatArray, seed: int
+        self,
+        victim: Victim,
+        images: Tensor,
+        classes: Tensor,
+        eps: FloatArray,
+        seed: int,
+        uphill: Tensor | None,
     ) -> tuple[Tensor, FloatArray]:
         """Return the closest screened points of all attacks at the given radii, and their norms or infinity."""
         best, reached = images.clone(), np.full(len(images), np.inf)
         for attack in self.attacks:
             radius = torch.from_numpy(eps).to(images.device)
-            points = attack(victim.smoothed, images, classes, radius, victim.geometry, seed)
+            points = attack(victim.smoothed, images, classes, radius, victim.geometry, seed, uphill)
             success = self._screened(victim, points, classes)
             rows = np.flatnonzero(success)
             if not len(rows):

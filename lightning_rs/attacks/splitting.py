@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_rs.attacks.base import Attack, check_steps
+from lightning_rs.attacks.base import Aim, Attack, check_steps
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.objectives import Margin
 from lightning_rs.noise.splitting import DeterministicSplittingNoise, splitting_codes
@@ -136,23 +136,14 @@ class SplittingMoves(Attack):
         self.steps = check_steps(steps)
         self.trials = trials
 
-    def _run(
-        self,
-        smoothed: SmoothedClassifier,
-        images: Tensor,
-        classes: Tensor,
-        eps: Tensor,
-        geometry: Geometry,
-        generator: torch.Generator,
-        start: Tensor | None,
-    ) -> Tensor:
+    def _run(self, smoothed: SmoothedClassifier, aim: Aim) -> Tensor:
         if not isinstance(smoothed.noise, DeterministicSplittingNoise):
             raise ValueError(f"noise of SplittingMoves must be DeterministicSplittingNoise, got {smoothed.noise!r}")
-        session = smoothed.session(tuple(images.shape[1:]))
+        session = smoothed.session(tuple(aim.images.shape[1:]))
         return torch.cat(
             [
-                self._one(smoothed, session, image[None], int(own), float(radius), geometry)
-                for image, own, radius in zip(images, classes, eps, strict=True)
+                self._one(smoothed, session, image[None], int(own), float(radius), aim.geometry)
+                for image, own, radius in zip(aim.images, aim.classes, aim.eps, strict=True)
             ]
         )
 

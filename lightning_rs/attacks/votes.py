@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_rs.attacks.base import Attack, check_steps
-from lightning_rs.attacks.geometry import Geometry
+from lightning_rs.attacks.base import Aim, Attack, check_steps
 from lightning_rs.smoothed import SmoothedClassifier
 
 
@@ -29,24 +28,15 @@ class VoteSearch(Attack):
         self.steps = check_steps(steps)
 
     @torch.no_grad()
-    def _run(
-        self,
-        smoothed: SmoothedClassifier,
-        images: Tensor,
-        classes: Tensor,
-        eps: Tensor,
-        geometry: Geometry,
-        generator: torch.Generator,
-        start: Tensor | None,
-    ) -> Tensor:
-        x = images.flatten(1)
+    def _run(self, smoothed: SmoothedClassifier, aim: Aim) -> Tensor:
+        x, directed = aim.x, aim.directed()
         smoothed.renew()
-        z = geometry.random(x, eps, generator) if start is None else geometry.project(x + start, x, eps)
-        margin = _margin(smoothed, z.view(images.shape), classes)
+        z = aim.geometry.random(x, aim.eps, aim.generator) if directed is None else directed
+        margin = _margin(smoothed, aim.shaped(z), aim.classes)
         for step in range(self.steps):
-            window = _windows(images.shape, 0.5 * (1 - step / self.steps) ** 2, generator).to(x.device)
-            proposal = geometry.project(_pushed(z, x, window, eps, geometry, generator), x, eps)
-            reached = _margin(smoothed, proposal.view(images.shape), classes)
+            window = _windows(aim.images.shape, 0.5 * (1 - step / self.steps) ** 2, aim.generator).to(x.device)
+            proposal = aim.project(_pushed(z, window, aim))
+            reached = _margin(smoothed, aim.shaped(proposal), aim.classes)
             kept = reached <= margin
             z = torch.where(kept[:, None], proposal, z)
             margin = torch.where(kept, reached, margin)
@@ -77,12 +67,10 @@ def _windows(shape: torch.Size, share: float, generator: torch.Generator) -> Ten
     return masks.flatten(1)
 
 
-def _pushed(
-    z: Tensor, x: Tensor, window: Tensor, eps: Tensor, geometry: Geometry, generator: torch.Generator
-) -> Tensor:
+def _pushed(z: Tensor, window: Tensor, aim: Aim) -> Tensor:
     """Return z with one value, up or down, added in the window: so much that the window alone would use up eps."""
-    signs = torch.randint(2, (len(x), 1), generator=generator, device=x.device) * 2.0 - 1.0
+    signs = torch.randint(2, (len(z), 1), generator=aim.generator, device=z.device) * 2.0 - 1.0
     count = window.sum(1, keepdim=True).clamp(min=1)
-    radius = eps.to(x)[:, None]
-    size = {"linf": 2 * radius, "l2": radius / count.sqrt(), "l1": radius / count}[geometry.norm]
-    return z + geometry.within(window * signs * size)
+    radius = aim.eps.to(z)[:, None]
+    size = {"linf": 2 * radius, "l2": radius / count.sqrt(), "l1": radius / count}[aim.geometry.norm]
+    return z + aim.geometry.within(window * signs * size)

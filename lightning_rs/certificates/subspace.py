@@ -117,6 +117,11 @@ class FirstOrderSubspaceL2(SubspaceCertificate):
         """The class, and the subspace: several can be listed in one run."""
         return qualified(type(self).__name__, self.norm.rpartition("-")[2])
 
+    @property
+    def vectors(self) -> FloatArray | None:
+        """The orthonormal rows, (k, d); None where only the name of their content is known."""
+        return self._rows
+
     def split_bounds(
         self, means: GradientMeans, setting: Setting, alpha_inside: float, alpha_outside: float
     ) -> tuple[Interval, Interval]:

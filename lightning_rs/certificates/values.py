@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
+from lightning_rs.certificates.dipole import dipole_lower_bound
+from lightning_rs.certificates.first_order import first_order_lower_bound
+from lightning_rs.certificates.second_order import second_order_lower_bound
 from lightning_rs.checks import FloatArray, check_nonnegative, check_probability
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
@@ -68,4 +73,37 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
     if isinstance(noise, LaplaceNoise):
         ratio = np.exp(size.sum() / noise.scale)
         return float(max(max(1.0 - ratio * q_upper, (1.0 - q_upper) / ratio) - 1e-12, 0.0))
+    return None
+
+
+def evidence_value_lower(bounds: Mapping[str, float], sigma: float, delta: FloatArray) -> float | None:
+    """Return what bounds of gradients or of antithetic pairs assert of a class at x + delta; None without such bounds.
+
+    The bound that the certificate inverts, at this very perturbation. With v = delta / ||delta||_2 the slope along v is
+    at most ``gradient_upper``, ``linf_upper ||v||_1``, ``l1_upper ||v||_inf`` or ``inside_upper``, and what the
+    gradient has beside it at least ``outside_lower`` or the rest of ``l2_lower``.
+
+    Args:
+        bounds: of scaled quantities under Gaussian noise, by the names that records have.
+        sigma: standard deviation of the noise.
+        delta: the perturbation, float64, inside the threat set of the certificate.
+    """
+    size = np.abs(np.asarray(delta, dtype=np.float64)).ravel()
+    length = float(np.sqrt(np.square(size).sum())) * (1 + 1e-12)
+    r, slope = length / sigma, float(bounds.get("gradient_upper", np.inf))
+    if "symmetric_lower" in bounds:
+        value = dipole_lower_bound(bounds["symmetric_lower"], bounds["asymmetric_lower"], r, slope)
+        return max(float(value) - 1e-12, 0.0)
+    tail = bounds.get("q_upper")
+    if tail is None or length == 0:
+        return None
+    along = {"linf_upper": size.sum() / length, "l1_upper": size.max() / length, "inside_upper": 1.0}
+    steepest = [float(bounds[name]) * share * (1 + 1e-9) for name, share in along.items() if name in bounds]
+    if steepest:
+        whole = float(bounds.get("l2_lower", 0.0))
+        rest = float(bounds.get("outside_lower", np.sqrt(max(whole**2 - steepest[0] ** 2, 0.0)) * (1 - 1e-12)))
+        return max(float(first_order_lower_bound(q_upper=tail, m1=-steepest[0], m2=rest, r=r)) - 1e-12, 0.0)
+    if "gradient_upper" in bounds:
+        value = second_order_lower_bound(q_upper=tail, scaled_gradient_upper=slope, r=r)
+        return max(float(value) - 1e-12, 0.0)
     return None

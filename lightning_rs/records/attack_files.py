@@ -19,8 +19,8 @@ VERSION = 1
 class AttackFile:
     """An open file of attack records.
 
-    Opening a new path writes the header; opening an existing one cuts off a line that a killed process left unfinished
-    and goes on, if the header binds the same.
+    Opening a new path, or a file without any record, writes the header; opening another one cuts off a line that a
+    killed process left unfinished and goes on, if the header binds the same.
 
     Args:
         path: the file; missing folders are created.
@@ -72,6 +72,10 @@ class AttackFile:
             self._write(_header_line(header))
             return set()
         theirs, records = _parse(self.path, finished)
+        if not records:  # of a run that ended before its first image: nothing is bound yet
+            os.ftruncate(self._fd, 0)
+            self._write(_header_line(header))
+            return set()
         refuse_other_binding(self.path, theirs, header)
         if torn:
             os.ftruncate(self._fd, len(finished) + 1)

@@ -12,6 +12,7 @@ from lightning_rs.records.rounding import complement, round_down, round_up
 
 # Distances are computed in float64 from the numbers that were fed; what is left of rounding is far below this share.
 SLACK = 1e-6
+_TESTS = ("tests", "repeated")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class ValueTest:
         prediction: the abstaining prediction from the same votes.
         counts: votes of all classes.
         seed: entropy of the votes.
+        row: position of the point in the batch of votes, which the key of its noise names as well.
         beta: failure probability of this test.
         failed: the assertion is contradicted: ``upper < lower``, or another class inside the radius.
     """
@@ -43,6 +45,15 @@ class ValueTest:
     seed: int
     beta: float
     failed: bool
+    row: int = 0
+
+    def __str__(self) -> str:
+        """Return the comparison as words."""
+        asserted = "nothing is asserted" if self.lower is None else f"asserted are at least {self.lower:.6g}"
+        return (
+            f"{self.kind} point at distance {self.distance:.6g}: {self.count} of {self.n} votes for the class, at most "
+            f"{self.upper:.6g} at level {self.beta:g}, {asserted} (seed {self.seed})"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -63,7 +74,9 @@ class AttackRecord:
         searched: largest radius at which the attacks did not succeed, beyond which nothing smaller was found.
         confirmation: the votes that confirm ``attacked``: counts, n, beta, seed, prediction, and how many tries.
         tests: tests of the certificate's assertions.
+        repeated: where something is contradicted, tests on fresh votes at the image, half way and at the point.
         verdict: "" if nothing is contradicted; else what re-certification with a new key says.
+        certain: whether that excludes chance.
         failure: file with everything that repeats a contradiction, "" if there is none.
 
     Raises:
@@ -83,7 +96,9 @@ class AttackRecord:
     searched: float
     confirmation: dict[str, Any] | None = None
     tests: tuple[ValueTest, ...] = ()
+    repeated: tuple[ValueTest, ...] = ()
     verdict: str = ""
+    certain: bool = False
     failure: str = ""
 
     def __post_init__(self) -> None:
@@ -118,7 +133,8 @@ class AttackRecord:
     def to_json(self) -> str:
         """Return one line, floats at full precision."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return to_line({**values, "tests": [dataclasses.asdict(test) for test in self.tests]})
+        lists = {name: [dataclasses.asdict(test) for test in getattr(self, name)] for name in _TESTS}
+        return to_line({**values, **lists})
 
     @classmethod
     def from_json(cls, line: str, where: str = "attack") -> AttackRecord:
@@ -126,8 +142,8 @@ class AttackRecord:
         values = from_line(line, where)
         try:
             numbers = {name: float(values[name]) for name in ("radius", "searched", "alpha")}
-            tests = tuple(ValueTest(**{**test, "counts": tuple(test["counts"])}) for test in values["tests"])
-            return cls(**{**values, **numbers, "tests": tests})
+            tests = {name: tuple(map(_value_test, values.get(name, ()))) for name in _TESTS}
+            return cls(**{**values, **numbers, **tests})
         except (TypeError, ValueError, KeyError) as error:
             raise ValueError(f"{where}: {error}") from error
 
@@ -141,5 +157,18 @@ class AttackRecord:
         else:
             certified = f"class {self.prediction} is not certified"
         found = "no attack succeeded" if self.attacked is None else f"broken at {round_up(self.attacked, 4)}"
-        bad = f" CONTRADICTED: {self.verdict}" if self.contradicted else ""
+        bad = f" CONTRADICTED: {self.contradiction}" if self.contradicted else ""
         return f"image {self.index}{label}: {certified}; {found}{bad}"
+
+    @property
+    def contradiction(self) -> str:
+        """What contradicts the certificate, what that means, and where everything that repeats it is kept."""
+        seen = [str(test) for test in self.tests if test.failed]
+        if self.inside:
+            seen.append(f"broken inside, at {self.attacked}, by {self.confirmation}")
+        kept = [f"kept in {self.failure}"] if self.failure else []
+        return "; ".join([*seen, *([self.verdict] if self.verdict else []), *kept])
+
+
+def _value_test(values: dict[str, Any]) -> ValueTest:
+    return ValueTest(**{**values, "counts": tuple(values["counts"])})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import sys
 import time
@@ -12,7 +11,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -25,18 +23,14 @@ from lightning_rs.engine.streams import image_sha256
 from lightning_rs.loggers import AttackLog, Job
 from lightning_rs.loggers.jobs import checkpoint_file, stage_job
 from lightning_rs.noise.base import noise_from_dict, noise_to_dict
-from lightning_rs.records import Certification, Header, environment, read_records
+from lightning_rs.records import ABSTAIN, Certification, Header, environment, read_records
 from lightning_rs.records.certification import to_line
 from lightning_rs.stages.base import SmoothingStage
+from lightning_rs.stages.contradictions import allowed_contradictions, keep, refuse_contradictions
 from lightning_rs.stages.ranks import on_rank_zero
-from lightning_rs.statistics.attacks import attack_allowed
 
 _BOUND = ("classifier", "function", "noise", "lattice", "runtime")  # what decides a vote
 _DATA = ("name", "split", "grid", "domain", "fingerprint")
-
-
-class ContradictionError(ValueError):
-    """More certificates are contradicted than chance explains."""
 
 
 class AttackStage(SmoothingStage):
@@ -110,10 +104,12 @@ class AttackStage(SmoothingStage):
         session = self.open_session()
         self._check_binding()
         self._check_first()
-        geometry = Geometry.of_certificate(self._spec, self.model.shape, self.data.domain, self.data.grid)
+        norm = str(self._spec["norm"])
+        vectors = self.attacker.vectors(norm)
+        geometry = Geometry.of_certificate(norm, self.model.shape, self.data.domain, self.data.grid, vectors)
         for attack in self.attacker.chosen(session.noise):
             if geometry.norm not in attack.norms:
-                raise ValueError(f"norm {self._spec['norm']!r} has no attack in {type(attack).__name__}")
+                raise ValueError(f"norm {norm!r} has no attack in {type(attack).__name__}")
         self._victim = self.attacker.victim(session, self.model.network, geometry)
         header = self._attack_header()
         own = self._part(trainer.global_rank)
@@ -142,8 +138,8 @@ class AttackStage(SmoothingStage):
                 raise ValueError(f"image {claim.index} of {self.data.name} is not the certified one: SHA-256 differs")
         results = self.attacker.run_with_points(self._victim, certified, batch["image"])
         self._seconds.append((time.perf_counter() - start) / len(results))
-        for record, points in results:
-            kept = dataclasses.replace(record, failure=self._keep(record, points)) if points else record
+        for claim, (record, points) in zip(certified, results, strict=True):
+            kept = keep(record, points, claim, self._header, self.path) if points else record
             self._file.append(kept)
             if self._log is not None:
                 self._log.add(kept, self._job)
@@ -175,11 +171,13 @@ class AttackStage(SmoothingStage):
         broken = [record for record in right if record.attacked is not None]
         bad, allowed = sum(record.contradicted for record in records), allowed_contradictions(records, self.attacker)
         seconds = f", {np.mean(self._seconds):.2f} s an image" if self._seconds else ""
+        silent = [test.prediction == ABSTAIN for r in records for test in r.tests if test.kind == "adversarial"]
+        quiet = f", {np.mean(silent):.1%} abstentions at adversarial points of the balls" if silent else ""
         both = [r for r in broken if r.stated]
         gap = np.median([r.bracket[1] - r.bracket[0] for r in both]) if both else float("nan")
         return (
             f"{len(records)} images, {len(right)} right: {sum(r.stated for r in right)} certified, {len(broken)} "
-            f"broken by a confirmed attack, median gap {gap:.4f} ({records[0].norm}){seconds}\n"
+            f"broken by a confirmed attack, median gap {gap:.4f} ({records[0].norm}){quiet}{seconds}\n"
             f"contradicted certificates: {bad} (by chance at most {allowed} with probability 1 - {self.attacker.rho:g})"
         )
 
@@ -259,18 +257,6 @@ class AttackStage(SmoothingStage):
         }
         return Header(binding, {**environment(), "records": str(self.records_path), "shard": list(self._shard)})
 
-    def _keep(self, record: AttackRecord, points: Mapping[str, Tensor]) -> str:
-        """Write all that repeats a contradiction, and return the file's name."""
-        folder = self.path.with_suffix(".failures")
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"image{record.index}.npz"
-        arrays = {kind: point.cpu().numpy() for kind, point in points.items()}
-        told = to_line(
-            {"attack": record.to_json(), "binding": dict(self._header.binding), "environment": environment()}
-        )
-        np.savez(path, record=np.array(told), **arrays)  # type: ignore[arg-type]
-        return str(path.relative_to(self.path.parent))
-
     def _part(self, rank: int) -> Path:
         if self.pl_trainer.world_size == 1:
             return self.path
@@ -299,25 +285,6 @@ class AttackStage(SmoothingStage):
         for part in parts:
             if part != self.path:
                 part.unlink()
-
-
-def allowed_contradictions(records: Sequence[AttackRecord], attacker: Attacker) -> int:
-    """Return how many contradicted certificates chance explains; none if they are exact."""
-    alpha = max((record.alpha for record in records), default=0.0)
-    if alpha == 0:
-        return 0
-    return int(attack_allowed(len(records), alpha, attacker.rho, attacker.beta))
-
-
-def refuse_contradictions(records: Sequence[AttackRecord], attacker: Attacker, path: Path) -> None:
-    """Raise :class:`ContradictionError` if more certificates are contradicted than chance explains."""
-    bad = [record for record in records if record.contradicted]
-    allowed = allowed_contradictions(records, attacker)
-    if len(bad) > allowed:
-        raise ContradictionError(
-            f"{len(bad)} of {len(records)} certificates are contradicted, at most {allowed} by chance (probability "
-            f"{attacker.rho:g}); first image {bad[0].index}: {bad[0].verdict}; see {path}"
-        )
 
 
 def _chosen(header: Header, name: str | None, path: Path) -> dict[str, Any]:
@@ -353,43 +320,3 @@ def _runtime(described: Mapping[str, Any], path: Path) -> Runtime:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a runtime that can be run again: {error}") from error
-
-
-def check_certificates(
-    stage: SmoothingStage, records: Sequence[Certification], share: float, attacker: Attacker | None = None
-) -> str:
-    """Test what a share of the certificates asserts, at random and adversarial points, and return a line for people.
-
-    Args:
-        stage: the finished certification, with its session and data.
-        records: its certifications.
-        share: share of the images, in (0, 1]; they are spread evenly over the indices.
-        attacker: how; None: the usual attacks of the noise.
-
-    Raises:
-        ContradictionError: if more certificates are contradicted than chance explains.
-    """
-    config = attacker or Attacker(bracket=False)
-    session = stage.session
-    count = max(1, round(share * len(records)))
-    chosen = [records[position] for position in np.unique(np.linspace(0, len(records) - 1, count).round().astype(int))]
-    spec = {"norm": chosen[0].norm, **certificate_basis(session.certifier.certificates[0])}
-    geometry = Geometry.of_certificate(spec, stage.model.shape, stage.data.domain, stage.data.grid)
-    victim = config.victim(session, stage.model.network, geometry)
-    subset = stage.data.certification_subset()
-    positions = {int(index): position for position, index in enumerate(subset.indices)}
-    attacked: list[AttackRecord] = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for start in range(0, len(chosen), 8):
-            part = chosen[start : start + 8]
-            images = subset.__getitems__([positions[record.index] for record in part]).image.to(stage.model.device)
-            attacked += config.run(victim, part, images.clone())
-    refuse_contradictions(attacked, config, Path("the certification"))
-    tests = sum(len(record.tests) for record in attacked)
-    bad = sum(record.contradicted for record in attacked)
-    return f"check: {tests} assertions of {len(attacked)} certificates tested by fresh votes, {bad} contradicted"
-
-
-def certificate_basis(certificate: Any) -> dict[str, Any]:
-    """Return where a subspace certificate keeps its basis, for :meth:`Geometry.of_certificate`."""
-    return {name: value for name, value in certificate.spec().items() if name == "basis"}

@@ -6,11 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
-from lightning_rs.attacks import merge_attacks, read_attacks
+from lightning_rs.attacks import Attacker, merge_attacks, read_attacks
 from lightning_rs.records import read_records
+from lightning_rs.shipped import config_path, names
 from tests.driving import certify, run, trained
 
 FEW = ("--attacker=lightning_rs.attacks.Attacker", "--attacker.n=2000", "--attacker.screen=100", "--attacker.rounds=1")
@@ -83,7 +86,6 @@ def test_what_does_not_belong_together_is_one_line(
     torch.save(contents, other)
     binding = read_records(records)[0].binding
     runtime = {**binding["runtime"], "micro_batch": binding["runtime"]["micro_batch"] * 2, "device": "elsewhere"}
-    noise = {**binding["noise"], "sigma": 0.5}
     capsys.readouterr()
     for path, ckpt, words, message in (
         (records, other, (), "are not of this checkpoint, noise, runtime and data: classifier"),
@@ -94,6 +96,12 @@ def test_what_does_not_belong_together_is_one_line(
             "runtime.device: 'elsewhere' != 'cpu'",
         ),
         (records, None, ("--attacker.copies=0",), "copies must be a whole number >= 1, got 0"),
+        (
+            records,
+            None,
+            ("--attacker.attacks=[{class_path: lightning_rs.attacks.PGD, init_args: {steps: 0}}]",),
+            "steps must be a whole number >= 1, got 0",
+        ),
         (records, None, ("--certificate=GaussianL3",), "certificate must be one of GaussianL2, got 'GaussianL3'"),
         (records, None, ("--attacker.attacks=[{class_path: lightning_rs.attacks.SplittingMoves}]",), "norm 'l2'"),
         (tmp_path / "nowhere.jsonl", None, (), "nowhere.jsonl"),
@@ -101,8 +109,90 @@ def test_what_does_not_belong_together_is_one_line(
         assert attack(path, f"--out={tmp_path / 'x.jsonl'}", *words, ckpt=ckpt) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
         assert message in said[-1], said
-    # Records whose noise is another are refused either for their noise or because their radii no longer follow.
-    assert attack(changed(records, tmp_path / "noise.jsonl", noise=noise), f"--out={tmp_path / 'x.jsonl'}") == 2
+
+
+def test_records_of_another_noise_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = ("--certifier.init_args.noise=GaussianNoise", "--certifier.init_args.noise.init_args.sigma=0.5")
+    path = tmp_path / "r.jsonl"
+    with pytest.warns(UserWarning, match="smoothing with"):
+        assert certify(path, *other, max=2) == 0
+    capsys.readouterr()
+    assert attack(path) == 2
+    said = capsys.readouterr().err
+    assert "were made with GaussianNoise(sigma=0.5), the checkpoint is of GaussianNoise(sigma=0.3): set" in said
+    # A header that was changed is refused by its radii, which no longer follow from the counts.
+    assert certify(tmp_path / "s.jsonl", max=2) == 0
+    noise = {**read_records(tmp_path / "s.jsonl")[0].binding["noise"], "sigma": 0.5}
+    assert attack(changed(tmp_path / "s.jsonl", tmp_path / "changed.jsonl", noise=noise)) == 2
+
+
+def test_a_network_without_gradient_is_told_which_black_box_to_use(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "--untrained=true", "--data=Digits", "--data.max=2", "--model.network=tests.attacks.networks.Rounding",
+        f"--trainer.default_root_dir={tmp_path}",
+    )  # fmt: skip
+    path = tmp_path / "r.jsonl"
+    assert run("certify", *words, "--certifier.n=200", f"--records={path}") == 0
+    capsys.readouterr()
+    assert run("attack", path, *words, *FEW) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert "must have a gradient in its input" in said
+    assert "use lightning_rs.attacks.VoteSearch" in said
+    black_box = "--attacker.attacks=[{class_path: lightning_rs.attacks.VoteSearch, init_args: {steps: 5}}]"
+    assert run("attack", path, *words, *FEW, black_box) == 0
+
+
+def test_regions_are_attacked_in_their_region(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    top = "--certifier.certificates=[{class_path: ChannelL2, init_args: {region: top}}]"
+    assert certify(path, top, max=3, n=1000) == 0
+    assert attack(path) == 0
+    found = read_attacks(path.with_suffix(".attack.jsonl"))[1]
+    assert [record.norm for record in found] == ["l2:top"] * 3
+    assert not any(record.contradicted for record in found)
+    assert any(record.attacked is not None for record in found)
+
+
+def test_a_failing_check_says_all_that_repeats_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A planted theorem: no probability falls.
+    from lightning_rs.attacks import assertions
+
+    monkeypatch.setattr(assertions, "law_value_lower", lambda noise, q_upper, delta: 1 - q_upper)
+    path = tmp_path / "r.jsonl"
+    assert certify(path, "--check=1.0", max=4) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    for words in ("of 4 certificates are contradicted", "votes for the class", "asserted are", "(seed ", "kept in r.f"):
+        assert words in said
+    files = sorted((tmp_path / "r.failures").glob("image*.npz"))
+    assert files
+    with np.load(files[0]) as kept:
+        told = json.loads(str(kept["record"]))
+        assert kept["image"].shape == kept["adversarial"].shape == (1, 8, 8)
+    assert told["binding"] == read_records(path)[0].binding
+    assert told["informative"]["checkpoint"]["path"] == str(trained())
+    assert len(read_records(path)[1]) == 4  # the certifications themselves are on disk
+
+
+@pytest.mark.parametrize("name", sorted(name for name in names("configs") if name.startswith("attack/")))
+def test_shipped_configurations_are_attackers(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--attacker", type=Attacker | None)
+    built = parser.instantiate_classes(parser.parse_path(config_path(name))).attacker
+    assert isinstance(built, Attacker)
+    assert json.dumps(built.describe())
+
+
+def test_a_shipped_configuration_attacks(records: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    words = (f"--ckpt_path={trained()}", f"--trainer.default_root_dir={tmp_path}", f"--out={out}")
+    assert run("attack", records, "-c", "attack/fast", *words) == 0
+    header, found = read_attacks(out)
+    assert header.binding["attacker"]["n"] == 1000
+    assert len(found) == 4
 
 
 def test_check_must_be_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

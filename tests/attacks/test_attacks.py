@@ -9,9 +9,18 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_rs import DeterministicSplittingNoise, GaussianNoise, LaplaceNoise, SmoothedClassifier, UniformNoise
+from lightning_rs import (
+    Certifier,
+    DeterministicSplittingNoise,
+    GaussianNoise,
+    LaplaceNoise,
+    NormPowerNoise,
+    SmoothedClassifier,
+    UniformNoise,
+)
 from lightning_rs.attacks import (
     DDN,
+    L1APGD,
     PGD,
     Attack,
     External,
@@ -22,7 +31,9 @@ from lightning_rs.attacks import (
     SplittingMoves,
     VoteSearch,
 )
+from lightning_rs.attacks.directions import uphill_of_evidence
 from lightning_rs.attacks.splitting import Outcomes, lost, single_step_attack
+from lightning_rs.certificates import DipoleGradientL2, FirstOrderL1, GaussianL2, SecondOrderL2
 from lightning_rs.certificates.splitting import splitting_votes_distance
 from tests.helpers import HalfSpace
 
@@ -52,6 +63,8 @@ CASES = [
     (PGD(steps=20, objective=PlugIn()), "l2", 1.05),
     (PGD(steps=20, objective=Reinforce()), "l2", 1.6),
     (PGD(steps=20, restarts=2), "l2", 1.05),
+    (L1APGD(steps=30), "l1", 2.0),
+    (L1APGD(steps=30, restarts=2), "l1", 2.0),
     (DDN(steps=60), "l2", 2.0),
     (VoteSearch(steps=300), "l2", 2.0),
     (VoteSearch(steps=300), "linf", 2.0),
@@ -101,8 +114,10 @@ def test_objectives_and_the_gradient_from_votes() -> None:
     found = Reinforce().gradient(smoothed, x, classes)[0]
     assert float((found - expected).norm()) < 0.3 * float(expected.norm())
     laplace = SmoothedClassifier(network, LaplaceNoise(0.2), copies=4000)
-    cosine = torch.cosine_similarity(Reinforce().gradient(laplace, x, classes)[0], -weight, dim=0)
-    assert float(cosine) > 0.9
+    power = SmoothedClassifier(network, NormPowerNoise(0.25, k=4.0, dim=DIM), copies=4000)
+    for other in (laplace, power):
+        cosine = torch.cosine_similarity(Reinforce().gradient(other, x, classes)[0], -weight, dim=0)
+        assert float(cosine) > 0.9
     with pytest.raises(ValueError, match="VoteSearch works for every noise"):
         Reinforce().gradient(SmoothedClassifier(network, UniformNoise(lam=0.5)), x, classes)
 
@@ -129,7 +144,60 @@ def test_networks_without_gradient_are_told_what_to_use() -> None:
     assert smoothed.network(PGD(objective=Reinforce())(*arguments)).argmax() == 0
 
 
-@pytest.mark.parametrize("attack", [PGD, DDN, VoteSearch, SplittingMoves])
+def test_sparse_steps_come_near_the_best_perturbation_of_ball_and_box() -> None:
+    # Of a linear classifier the best one is known: the largest weights get all the room that the box leaves them.
+    network, x = half_space()
+    x = torch.rand(x.shape, generator=torch.Generator().manual_seed(5))
+    smoothed = SmoothedClassifier(network, GaussianNoise(0.25), copies=16, domain=(0.0, 1.0))
+    geometry, eps = Geometry("l1", (0.0, 1.0)), torch.tensor([2.5])
+    weight = network.weight.detach()
+    best = geometry.furthest(x.flatten(1), -weight[None], eps)
+    gain = float((x.flatten() - best) @ weight)
+    for attack in (L1APGD(steps=40), PGD(steps=40)):
+        found = attack(smoothed, x, torch.tensor([1]), eps, geometry)
+        assert float(geometry.distance(x.flatten(1), found.flatten(1))[0]) <= 2.5
+        assert 0.95 * gain < float((x - found).flatten() @ weight) <= gain * (1 + 1e-5)
+    clipped = (x.flatten() - 2.5 * weight / weight.abs().sum()).clamp(0, 1)  # a step in all coordinates wastes it
+    assert float((x.flatten() - clipped) @ weight) < 0.7 * gain
+
+
+class Walls(nn.Module):
+    """Class 0 far along either of two directions; at the image only the first has a gradient."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = x.flatten(1)[:, 0], x.flatten(1)[:, 1]
+        lure = 0.5 * torch.relu(first).clamp(max=0.2)
+        return torch.stack([lure + 10 * torch.relu(second - 0.5), torch.full_like(first, 0.5)], 1)
+
+
+def test_runs_begin_where_gradient_evidence_points_as_well() -> None:
+    smoothed = SmoothedClassifier(Walls(), GaussianNoise(1e-3), copies=4)
+    x, classes, eps = torch.zeros(1, 3), torch.tensor([1]), torch.tensor([0.8])
+    uphill = torch.tensor([[0.0, 5.0, 0.0]])
+    for norm in ("l2", "l1", "linf"):
+        attacks: list[Attack] = [PGD(steps=5), *([L1APGD(steps=6)] if norm == "l1" else [])]
+        for attack in attacks:
+            lured = attack(smoothed, x, classes, eps, Geometry(norm))
+            assert Walls()(lured).argmax() == 1
+            assert Walls()(attack(smoothed, x, classes, eps, Geometry(norm), uphill=uphill)).argmax() == 0
+
+
+@pytest.mark.parametrize("noise_sigma", [0.25, 0.5])
+def test_gradient_evidence_points_downhill_without_a_gradient_of_the_network(noise_sigma: float) -> None:
+    network, x = half_space()
+    weight = network.weight.detach()
+    classes = torch.tensor([1])
+    for certificates in ([SecondOrderL2()], [DipoleGradientL2()], [GaussianL2(), FirstOrderL1()]):
+        certifier = Certifier(certificates, n=400, separate_passes=True)
+        session = certifier.session(Steps(), GaussianNoise(noise_sigma), SHAPE)
+        uphill = uphill_of_evidence(session, x, classes, 4001, seed=3)
+        assert uphill is not None
+        assert float(torch.cosine_similarity(uphill[0], -weight, dim=0)) > 0.7
+    plain = Certifier([GaussianL2()], n=400).session(Steps(), GaussianNoise(noise_sigma), SHAPE)
+    assert uphill_of_evidence(plain, x, classes, 4001, seed=3) is None
+
+
+@pytest.mark.parametrize("attack", [PGD, DDN, L1APGD, VoteSearch, SplittingMoves])
 def test_steps_below_one_are_refused(attack: type[Attack]) -> None:
     with pytest.raises(ValueError, match="steps must be a whole number >= 1, got 0"):
         attack(steps=0)  # type: ignore[call-arg]
@@ -140,6 +208,10 @@ def test_norms_that_an_attack_cannot_search_are_refused() -> None:
     smoothed = SmoothedClassifier(network, GaussianNoise(0.25))
     with pytest.raises(ValueError, match="DDN attacks in l2, got norm 'linf'"):
         DDN()(smoothed, x, torch.tensor([1]), torch.tensor([1.0]), Geometry("linf"))
+    with pytest.raises(ValueError, match="L1APGD attacks in l1, got norm 'l2'"):
+        L1APGD()(smoothed, x, torch.tensor([1]), torch.tensor([1.0]), Geometry("l2"))
+    with pytest.raises(ValueError, match=r"gamma must lie in \(0, 1\), got 1.5"):
+        DDN(gamma=1.5)
     with pytest.raises(ValueError, match="cannot be imported"):
         External("no_such_library.PGD")
     with pytest.raises(ValueError, match="has no Nothing"):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
+from torch import nn
 
 from lightning_rs import (
     Certification,
@@ -31,13 +34,16 @@ from lightning_rs.attacks import (
     VoteSearch,
     merge_attacks,
     read_attacks,
+    revote,
 )
 from lightning_rs.attacks.assertions import asserted, run_tests
+from lightning_rs.certificates import FirstOrderSubspaceL2
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.networks.normalize import Normalize
-from lightning_rs.noise import Noise
+from lightning_rs.noise import AdditiveNoise, Noise
 from lightning_rs.records import Header
 from lightning_rs.session import Session
-from lightning_rs.stages.attack import ContradictionError, refuse_contradictions
+from lightning_rs.stages.contradictions import ContradictionError, keep, refuse_contradictions
 from tests.helpers import HalfSpace
 
 SHAPE, DIM, SIGMA = (1, 4, 4), 16, 0.25
@@ -57,8 +63,16 @@ def images() -> torch.Tensor:
     return torch.rand((COUNT, *SHAPE), generator=torch.Generator().manual_seed(1)) * 0.4 + 0.3
 
 
-@pytest.mark.parametrize(("noise", "norm"), [(GaussianNoise(SIGMA), "l2"), (UniformNoise(lam=0.5), "l1")])
-def test_linear_classifiers_lose_just_outside_and_keep_their_value_just_inside(noise: Noise, norm: str) -> None:
+@pytest.mark.parametrize(
+    ("noise", "larger", "norm"),
+    [
+        (GaussianNoise(SIGMA), GaussianNoise(1.1 * SIGMA), "l2"),
+        (UniformNoise(lam=0.5), UniformNoise(lam=0.55), "l1"),
+    ],
+)
+def test_linear_classifiers_lose_just_outside_and_keep_their_value_just_inside(
+    noise: Noise, larger: Noise, norm: str
+) -> None:
     network = linear(norm)
     session = Certifier(n=10_000).session(network, noise, SHAPE)
     x, n, beta = images()[:1], 200_000, 1e-6
@@ -71,24 +85,47 @@ def test_linear_classifiers_lose_just_outside_and_keep_their_value_just_inside(n
         radius, step = abs(margin) / float(weight.norm()), weight / weight.norm()
     else:
         p, radius, step = 0.5 + abs(margin), abs(margin), weight
+    assert radius > 0.05  # what follows would be empty near the boundary
     record = Certification(
         index=0, label=own, prediction=own, radius=radius, norm=norm, certificate=f"{type(noise).__name__}", alpha=1e-3,
         n=n, n_used=n, top=own, counts=(0, 0), bounds={"q_upper": 1 - p},
     )  # fmt: skip
     toward = (step.sign() if norm == "l1" else step) * (-1 if own else 1)
     geometry = Geometry(norm)
+    smoothed = SmoothedClassifier(network, noise, copies=16)
     for share in (1 - 1e-3, 1 + 1e-3):
-        point = (x.flatten().double() + share * radius * toward).float().view(x.shape)
+        # The attack finds the worst direction by itself.
+        eps = torch.tensor([share * radius], dtype=torch.float64)
+        point = PGD(steps=10)(smoothed, x, torch.tensor([own]), eps, geometry)
+        (distance,) = geometry.distance(x.flatten(1), point.flatten(1))
+        assert distance <= share * radius
+        straight = (x.flatten().double() + share * radius * toward).float().view(x.shape)
+        torch.testing.assert_close(point, straight, rtol=0, atol=1e-4 * radius)
+        assert int(network(point).argmax() == own) == (share < 1)
         (test,) = run_tests(session, [record], x, point, "adversarial", geometry, n, beta)
         assert test.lower is not None
         assert not test.failed  # outside, too, the law's value holds: it is only below one half
         assert binomtest(test.count, test.n, test.lower).pvalue > 1e-6  # with equality
         assert (test.lower > 0.5) == (share < 1)
-        assert int(network(point).argmax() == own) == (share < 1)
+        # A law that is a tenth wider would assert more, and these votes contradict it: equality is no accident.
+        (claim,) = run_tests(Law(session, larger), [record], x, point, "adversarial", geometry, n, beta)
+        assert claim.failed
     # Doubled radii and a law that claims more are both seen.
     far = (x.flatten().double() + 1.5 * radius * toward).float().view(x.shape)
     doubled = dataclasses.replace(record, radius=2 * radius)
     assert run_tests(session, [doubled], x, far, "adversarial", geometry, n, beta)[0].failed
+
+
+@dataclasses.dataclass
+class Law:
+    """A session whose votes are judged as those of another law."""
+
+    session: Session
+    noise: Noise
+    lattice: None = None
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        return self.session.predict(*args, **kwargs)
 
 
 def test_deterministic_splitting_is_tight_on_one_pixel() -> None:
@@ -98,14 +135,23 @@ def test_deterministic_splitting_is_tight_on_one_pixel() -> None:
     network = HalfSpace(weight, offset=0.5)
     session = Certifier([DeterministicSplittingL1()]).session(network, noise, SHAPE, grid=15)
     x = torch.randint(4, 12, (COUNT, *SHAPE), generator=torch.Generator().manual_seed(1)).float() / 15
-    attacker = Attacker(max_radius=1.0, n=100)
+    attacker, geometry = Attacker(max_radius=1.0, n=100), Geometry("l1", (0.0, 1.0), 15)
     records = list(session.certify(x))
-    found = attacker.run(attacker.victim(session, network, Geometry("l1", (0.0, 1.0), 15)), records, x)
+    found = attacker.run(attacker.victim(session, network, geometry), records, x)
     assert not any(record.contradicted for record in found)
     broken = [(r, c) for r, c in zip(found, records, strict=True) if r.attacked is not None]
     assert len(broken) > COUNT / 2
     for record, certified in broken:
         assert round(15 * float(record.attacked or 0)) == (certified.steps or 0) + 1  # exactly one step outside
+    # Inside, the exact number of votes is attained: each step toward the boundary takes one.
+    steps = torch.tensor([record.steps or 0 for record in records])
+    assert (steps > 0).sum() > COUNT / 2
+    point = x.clone().flatten(1)
+    point[:, 5] += torch.tensor([-1 if record.prediction else 1 for record in records]) * steps / 15
+    for test in run_tests(session, records, x, point.view(x.shape), "adversarial", geometry, 1, 1e-6):
+        assert test.lower is not None
+        assert not test.failed
+        assert test.count == test.lower
 
 
 def certified(
@@ -176,6 +222,103 @@ def test_another_v_is_caught() -> None:
         assert any(record.contradicted for record in attacker.run(victim, records, x)) == caught
 
 
+class Detector(nn.Module):
+    """Class 1 if some input is finer than 2^-32: a float32 sum with a pixel that is not 0 never is, noise alone is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        v = rows.flatten(1).double()
+        fine = (torch.round(v * 2.0**32) * 2.0**-32 != v).any(1).float()
+        return torch.stack([1 - fine, fine], 1) * self.scale
+
+
+@pytest.mark.parametrize("planted", [True, False], ids=["in floating point", "on the lattice"])
+def test_float_noise_in_place_of_lattice_noise_is_caught(planted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if planted:
+        monkeypatch.setattr(AdditiveNoise, "on_lattice", lambda self, grid: None)
+    shape = (3, 16, 16)
+    x = torch.randint(1, 4, (COUNT, *shape), generator=torch.Generator().manual_seed(2)).float() / 255
+    network, runtime = Detector(), Runtime(micro_batch=64, channels_last=False, fuse=False, fold=False)
+    session = Certifier(n0=20, n=300, runtime=runtime).session(network, GaussianNoise(SIGMA), shape, grid=255)
+    records = list(session.certify(x))
+    attacker = Attacker([VoteSearch(steps=1)], n=300, bracket=False, copies=4)
+    found = attacker.run(attacker.victim(session, network, Geometry("l2", (0.0, 1.0), 255)), records, x)
+    if planted:
+        assert sum(record.stated and record.radius > 0.1 for record in found) > COUNT / 2
+        assert sum(record.contradicted for record in found) > COUNT / 2
+        with pytest.raises(ContradictionError, match="of 20 certificates are contradicted"):
+            refuse_contradictions(found, attacker, Path("x"))
+    else:
+        assert not any(record.contradicted for record in found)
+
+
+def test_subspace_certificates_are_attacked_in_their_subspace(tmp_path: Path) -> None:
+    basis = np.linalg.qr(np.random.default_rng(0).normal(size=(DIM, 3)))[0].T
+    path, other = tmp_path / "basis.npy", tmp_path / "other.npy"
+    np.save(path, basis)
+    np.save(other, basis[:2])
+    network, certificate = linear("l2"), FirstOrderSubspaceL2(str(path))
+    session = Certifier([certificate], n=4000).session(network, GaussianNoise(SIGMA), SHAPE)
+    x = images()[:6]
+    records = list(session.certify(x))
+    attacker = Attacker([PGD(steps=10)], n=4000, basis=str(path), max_radius=5.0)
+    geometry = Geometry.of_certificate(certificate.norm, SHAPE, None, None, attacker.vectors(certificate.norm))
+    found = attacker.run(attacker.victim(session, network, geometry), records, x)
+    weight = network.weight.detach().double().numpy()
+    inside = np.linalg.norm(basis @ weight)
+    for record, image in zip(found, x, strict=True):
+        boundary = abs(float(image.flatten().double() @ torch.from_numpy(weight)) - network.offset) / inside
+        assert not record.contradicted
+        assert record.attacked is None or record.radius < boundary < record.attacked < 1.3 * boundary + 0.3
+    assert sum(record.attacked is not None for record in found) > 3
+    with pytest.raises(ValueError, match=r"basis must hold the vectors of 'l2:subspace-.*other\.npy"):
+        Attacker(basis=str(other)).vectors(certificate.norm)
+
+
+def test_a_contradiction_is_kept_with_all_that_repeats_it(tmp_path: Path) -> None:
+    network, noise = linear("l2"), GaussianNoise(SIGMA)
+    session = Certifier(n=100).session(network, noise, SHAPE)
+    records = radii_doubled()
+    attacker = Attacker([PGD(steps=10)], n=20_000, bracket=False, copies=64)
+    results = attacker.run_with_points(attacker.victim(session, network, Geometry("l2")), records, images())
+    header = Header({"noise": {"class": "GaussianNoise", "sigma": SIGMA}, "classifier": session.classifier}, {})
+    row, (record, points) = next((row, each) for row, each in enumerate(results) if each[0].contradicted)
+    kept = keep(record, points, records[row], header, tmp_path / "r.jsonl")
+    assert kept.failure == f"r.failures/image{record.index}.npz"
+    for said in (
+        "votes for the class",
+        "asserted are at least",
+        "seed",
+        "is confirmed by fresh votes: a bug",
+        kept.failure,
+    ):
+        assert said in kept.contradiction
+    with pytest.raises(
+        ContradictionError, match=r"first image \d+: adversarial point at distance .*seed \d+.*kept in r"
+    ):
+        refuse_contradictions([kept] * 9, attacker, tmp_path / "r.jsonl")
+    # From the file alone: the votes of every test are taken again, and are the same.
+    file = np.load(tmp_path / kept.failure)
+    told = json.loads(str(file["record"]))
+    assert told["certification"] == records[row].to_json()
+    assert told["binding"] == dict(header.binding)
+    again = AttackRecord.from_json(told["attack"])
+    assert again == kept
+    assert [test.kind for test in again.repeated] == ["clean again", "half way", "again"]
+    assert again.repeated[2].failed
+    image, point = torch.from_numpy(file["image"]), torch.from_numpy(file["adversarial"])
+    assert torch.equal(image, images()[row])
+    fresh = Certifier(n=100).session(linear("l2"), noise, SHAPE)
+    failed = next(test for test in again.tests if test.failed)
+    assert revote(fresh, point, failed) == failed.counts
+    assert revote(fresh, point, again.repeated[2]) == again.repeated[2].counts
+    assert revote(fresh, image, again.repeated[0]) == again.repeated[0].counts
+    assert revote(fresh, point, dataclasses.replace(failed, seed=failed.seed + 1)) != failed.counts
+
+
 def test_a_contradiction_that_chance_cannot_explain_is_loud(tmp_path: Path) -> None:
     record = AttackRecord(
         index=3, label=1, prediction=1, stated=True, radius=0.5, norm="l2", ball="open", alpha=0.001, attacked=0.4,
@@ -186,8 +329,12 @@ def test_a_contradiction_that_chance_cannot_explain_is_loud(tmp_path: Path) -> N
     bad = [dataclasses.replace(record, index=i) for i in range(6)]
     with pytest.raises(ContradictionError, match=r"6 of 56 certificates are contradicted, at most 3 by chance"):
         refuse_contradictions([*bad, *fine], Attacker(), tmp_path)
+    with pytest.raises(ContradictionError, match=r"1 of 51 .*, 1 for certain; first image 3"):
+        refuse_contradictions([*fine, dataclasses.replace(record, certain=True)], Attacker(), tmp_path)
     exact = dataclasses.replace(record, alpha=0.0)
-    with pytest.raises(ContradictionError, match=r"at most 0 by chance .* first image 3: a bug"):
+    with pytest.raises(
+        ContradictionError, match=r"at most 0 by chance .* first image 3: broken inside, at 0\.4, .*; a bug"
+    ):
         refuse_contradictions([exact], Attacker(), tmp_path)
 
 
@@ -254,8 +401,7 @@ def test_nothing_is_asserted_of_an_image_without_a_class() -> None:
         index=0, label=0, prediction=-1, radius=0.0, norm="l2", certificate="GaussianL2", alpha=0.001, n=10, n_used=10,
         status="abstain",
     )  # fmt: skip
-    x = torch.zeros(4)
-    assert asserted(record, GaussianNoise(1.0), x, x, 0.0) is None
+    assert asserted(record, GaussianNoise(1.0), np.zeros(4), 0.0) is None
 
 
 def test_black_boxes_serve_the_attacker() -> None:

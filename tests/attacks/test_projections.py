@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import linprog
 from scipy.stats import binom, norm
 
 from lightning_rs import DeterministicSplittingNoise, GaussianNoise, LaplaceNoise, UniformNoise
 from lightning_rs import functional as F
 from lightning_rs.attacks import Geometry
-from lightning_rs.certificates.values import law_value_lower
+from lightning_rs.certificates.values import evidence_value_lower, law_value_lower
 from lightning_rs.noise.splitting import splitting_codes
 from tests.oracles import oracle_cases
 
@@ -41,6 +42,21 @@ def test_projection_is_the_nearest_point_of_ball_and_box() -> None:
 def test_projecting_and_clipping_afterwards_wastes_the_budget() -> None:
     x, z = np.array([0.0, 0.0, 1.0, 0.2]), np.array([-1.0, 0.9, 1.8, 0.3])
     assert np.abs(F.project_l1_box(z, x, 0.5) - x).sum() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("domain", [(0.0, 1.0), None])
+def test_the_furthest_point_of_ball_and_box_is_that_of_a_linear_program(domain: tuple[float, float] | None) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(30):
+        d, eps = 6, float(rng.random() * 3)
+        x, g = rng.random(d).round(1), rng.normal(0, 1, d) * (rng.random(d) < 0.8)
+        bounds = [(0, eps if domain is None else 1 - v) for v in x] + [(0, eps if domain is None else v) for v in x]
+        program = linprog(np.concatenate([-g, g]), A_ub=np.ones((1, 2 * d)), b_ub=[eps], bounds=bounds)
+        row = torch.from_numpy(x)[None]
+        found = Geometry("l1", domain).furthest(row, torch.from_numpy(g)[None], torch.tensor([eps]))
+        assert float((found - row)[0] @ torch.from_numpy(g)) == pytest.approx(-program.fun, abs=1e-6)
+        assert float((found - row).abs().sum()) <= eps + 1e-6
+        assert domain is None or ((found >= 0) & (found <= 1)).all()
 
 
 def test_rows_are_projected_by_themselves() -> None:
@@ -85,6 +101,63 @@ def test_values_of_laws_hold_with_equality_for_their_worst_classifiers() -> None
     assert t > shift
     value = law_value_lower(LaplaceNoise(b), 1 - p, np.array([shift]))
     assert value == pytest.approx(1 - 0.5 * math.exp(-(t - shift) / b), rel=1e-9)
+
+
+def evidence_cases() -> list[tuple[dict[str, float], np.ndarray]]:
+    """Return bounds as records have them, and a perturbation at the radius that the certificate makes of them."""
+    sigma, tail, d = 0.5, 0.1, 9
+    one, ones = np.eye(d)[2], np.ones(d)
+    second = {"q_upper": tail, "gradient_upper": 0.1}
+    first = {"q_upper": tail, "linf_upper": 0.05, "l2_lower": 0.12}
+    corner = {"q_upper": tail, "l1_upper": 0.3, "l2_lower": 0.12}
+    inside = {"q_upper": tail, "inside_upper": 0.08, "outside_lower": 0.1}
+    pairs = {"symmetric_lower": 0.75, "asymmetric_lower": 0.1}
+    slope = {**pairs, "gradient_upper": 0.1}
+    return [
+        (second, one * F.second_order_l2_radius(q_upper=tail, scaled_gradient_upper=0.1, sigma=sigma)),
+        (first, -one * F.first_order_l1_radius(q_upper=tail, linf_upper=0.05, l2_lower=0.12, sigma=sigma)),
+        (corner, ones * F.first_order_linf_radius(q_upper=tail, l1_upper=0.3, l2_lower=0.12, dim=d, sigma=sigma)),
+        (inside, one * F.first_order_subspace_l2_radius(None, 0.08, 0.1, sigma, q_upper=tail)),
+        (pairs, one * F.dipole_l2_radius(0.75, 0.1, sigma)),
+        (slope, one * F.dipole_gradient_l2_radius(0.75, 0.1, 0.1, sigma)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(6))
+def test_values_of_gradient_evidence_reach_one_half_at_the_certified_radius(case: int) -> None:
+    bounds, delta = evidence_cases()[case]
+    values = [evidence_value_lower(bounds, 0.5, share * delta) for share in (0.5, 1 - 1e-4, 1 + 1e-4)]
+    assert all(value is not None for value in values)
+    before, inside, outside = (float(value or 0) for value in values)
+    assert before > 0.6
+    assert inside > 0.5 > outside
+    assert inside - outside < 1e-3
+    # More than the law of the noise alone knows, where both know something.
+    if "q_upper" in bounds:
+        assert before > float(law_value_lower(GaussianNoise(0.5), bounds["q_upper"], 0.5 * delta) or 0)
+
+
+def test_values_of_gradient_evidence_hold_for_classifiers_with_known_gradients() -> None:
+    # Half-spaces: p = Phi(z), sigma grad p = phi(z) w, and p at x + delta is Phi(z + w delta / sigma).
+    rng, sigma, d = np.random.default_rng(0), 0.5, 9
+    for _ in range(60):
+        w = rng.normal(0, 1, d)
+        w /= np.linalg.norm(w)
+        z = rng.uniform(0.5, 2.0)
+        gradient, tail = norm.pdf(z) * w, norm.cdf(-z)
+        delta = rng.normal(0, 0.2, d)
+        kept = delta.copy()
+        kept[4:] = 0
+        every = (
+            ({"gradient_upper": np.linalg.norm(gradient)}, delta),
+            ({"linf_upper": np.abs(gradient).max(), "l2_lower": np.linalg.norm(gradient)}, delta),
+            ({"l1_upper": np.abs(gradient).sum(), "l2_lower": np.linalg.norm(gradient)}, delta),
+            ({"inside_upper": np.linalg.norm(gradient[:4]), "outside_lower": np.linalg.norm(gradient[4:])}, kept),
+        )
+        for bounds, move in every:
+            value = evidence_value_lower({"q_upper": tail, **bounds}, sigma, move)
+            assert value is not None
+            assert 0 < value <= norm.cdf(z + w @ move / sigma) + 1e-12
 
 
 def test_moves_on_the_grid_change_the_outcomes_of_one_arc() -> None:
@@ -143,7 +216,13 @@ def test_a_subspace_is_kept() -> None:
 
 def test_norms_without_an_attack_are_named() -> None:
     with pytest.raises(ValueError, match="norm 'l0' has no attack"):
-        Geometry.of_certificate({"norm": "l0"}, (1, 8, 8), None, None)
-    red = Geometry.of_certificate({"norm": "l2:red"}, (3, 2, 2), None, None)
+        Geometry.of_certificate("l0", (1, 8, 8), None, None)
+    with pytest.raises(
+        ValueError, match=r"'l2:subspace-0123abcd' needs the vectors of its subspace: .*Attacker\.basis"
+    ):
+        Geometry.of_certificate("l2:subspace-0123abcd", (1, 8, 8), None, None)
+    with pytest.raises(ValueError, match="'l2:subspace-0123abcd' has no attack on a grid"):
+        Geometry.of_certificate("l2:subspace-0123abcd", (1, 8, 8), None, 255, np.eye(64)[:3])
+    red = Geometry.of_certificate("l2:red", (3, 2, 2), None, None)
     assert red.mask is not None
     assert red.mask.tolist() == [True] * 4 + [False] * 8
