@@ -22,6 +22,7 @@ from lightning_rs.numerics.gaussian import (
     density,
     largest_radius,
     profile,
+    tail_value,
     worst_interval,
 )
 from lightning_rs.numerics.rounding import round_down
@@ -62,6 +63,22 @@ def dipole_lower_bounds(both: ArrayLike, exactly_one: ArrayLike, n_pairs: ArrayL
     symmetric = clopper_pearson_lower(both, n_pairs, half)
     either = clopper_pearson_lower(exactly_one, n_pairs, half)
     return DipoleBounds(symmetric, 0.5 * either)
+
+
+def dipole_lower_bound(
+    symmetric_lower: ArrayLike, asymmetric_lower: ArrayLike, r: ArrayLike, scaled_gradient_upper: ArrayLike = np.inf
+) -> FloatArray:
+    """Lower bound of the smoothed probability at l2 distance r sigma; the bound that the radii below invert.
+
+    Arguments as in :func:`dipole_gradient_l2_radius`, r in units of sigma; result in [0, 1].
+    """
+    symmetric, asymmetric, slope, shift = np.broadcast_arrays(
+        check_probability("symmetric_lower", symmetric_lower),
+        check_probability("asymmetric_lower", asymmetric_lower),
+        check_nonnegative("scaled_gradient_upper", scaled_gradient_upper),
+        check_nonnegative("r", r),
+    )
+    return np.clip(1 - tail_value(_missing(symmetric, asymmetric, slope), shift), 0.0, 1.0)[()]
 
 
 def dipole_l2_radius(symmetric_lower: ArrayLike, asymmetric_lower: ArrayLike, sigma: ArrayLike) -> FloatArray:

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, norm
 
 from lightning_rs.certificates.dipole import (
-    _missing,
     dipole_gradient_l2_radius,
     dipole_l2_radius,
+    dipole_lower_bound,
     dipole_lower_bounds,
 )
 from lightning_rs.certificates.second_order import second_order_l2_radius
-from lightning_rs.numerics.gaussian import tail_value
 from lightning_rs.statistics.binomial import clopper_pearson_lower
 from tests.certificates.gaussian_programs import Intervals, dipole_program, random_intervals
 from tests.oracles import oracle_cases
-
-
-def dipole_lower_bound(symmetric: Any, asymmetric: Any, r: Any, gradient: Any = np.inf) -> Any:
-    """Lower bound of the probability at distance r sigma: what the radii invert, with the terms that they invert."""
-    *bounds, shift = np.broadcast_arrays(symmetric, asymmetric, gradient, r)
-    return np.clip(1 - tail_value(_missing(*bounds), shift), 0.0, 1.0)
 
 
 @pytest.mark.parametrize("case", oracle_cases("dipole_radius"))
