@@ -26,6 +26,7 @@ _NAMES = {
     "engine.runtime": ("Runtime",),
     "networks": ("available_networks", "build_network", "load_checkpoint", "load_cohen_checkpoint"),
     "records": ("Certification", "read_records"),
+    "routed": ("AtSigma", "CascadeClassifier", "RoutedClassifier"),
     "session": ("Session",),
     "smoothed": ("SmoothedClassifier",),
     "trainer": ("Trainer",),
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from lightning_rs.noise import *  # noqa: F403
     from lightning_rs.records import Certification as Certification
     from lightning_rs.records import read_records as read_records
+    from lightning_rs.routed import AtSigma as AtSigma
+    from lightning_rs.routed import CascadeClassifier as CascadeClassifier
+    from lightning_rs.routed import RoutedClassifier as RoutedClassifier
     from lightning_rs.session import Session as Session
     from lightning_rs.smoothed import SmoothedClassifier as SmoothedClassifier
     from lightning_rs.trainer import Trainer as Trainer

@@ -24,16 +24,16 @@ from lightning_rs.certificates.lecuyer import lecuyer_l2_radius
 from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy, norm_power_l2_radius
 from lightning_rs.certificates.norm_power_linf import mixed_norm_log_ratio, pure_linf_log_ratio
 from lightning_rs.certificates.renyi import renyi_l2_radius
-from lightning_rs.certificates.routed import cascade_l2_radius, routed_radius
 from lightning_rs.certificates.second_order import second_order_l2_radius, second_order_two_class_l2_radius
 from lightning_rs.certificates.splitting import splitting_votes_l1_radius
-from lightning_rs.certificates.topk import label_set_l2_radius, topk_l2_radius
 from lightning_rs.certificates.uniform import uniform_l1_radius, uniform_linf_radius
 from lightning_rs.certificates.values import gaussian_value_lower
 from lightning_rs.noise._integer_laws import integer_gaussian_pmf
 from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.noise.splitting import splitting_noise
+from lightning_rs.numerics.label_radii import label_set_l2_radius, topk_l2_radius
 from lightning_rs.numerics.projections import project_l1_box
+from lightning_rs.numerics.routes import cascade_l2_radius, routed_radius
 from lightning_rs.statistics.accuracy import certified_accuracy_lower_bound, empirical_bernstein_lower
 from lightning_rs.statistics.attacks import attack_allowed
 from lightning_rs.statistics.binomial import (

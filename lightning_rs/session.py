@@ -55,12 +55,14 @@ class Predictions:
         p_value: of the two-sided Hung-Fithian test, (B,).
         counts: class counts, (B, C).
         seed: the entropy that named the random streams.
+        doubtful: votes of each image that rounding could turn, (B,); None if nobody said.
     """
 
     prediction: IntArray
     p_value: np.ndarray[Any, np.dtype[np.float64]]
     counts: IntArray
     seed: int
+    doubtful: IntArray | None = None
 
 
 class Session:
@@ -260,7 +262,7 @@ class Session:
             p_value = np.where((doubt == 0) | (sure > against), 0.0, 1.0)
         else:
             p_value = np.where(sure >= against, top_class_p_value(np.maximum(sure, against), against), 1.0)
-        return Predictions(np.where(p_value <= level, chosen.top, ABSTAIN), p_value, counts, entropy)
+        return Predictions(np.where(p_value <= level, chosen.top, ABSTAIN), p_value, counts, entropy, doubt)
 
     def _doubt(self, sampler: Sampler, evidence: Votes) -> IntArray:
         """Return how many votes of each image, (B,), rounding could turn: all, where more moved than was probed."""

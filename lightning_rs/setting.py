@@ -19,12 +19,12 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class Selection:
-    """What the selection samples may tell the estimation: two classes an image, nothing else.
+    """What the selection samples may tell the estimation: two classes an image, and which others share a bound.
 
     Attributes:
         top: class of the largest count, (B,); -1 for exact laws, which need no selection.
         runner_up: class of the second largest count, (B,).
-        counts: the selection counts, (B, C), for the record only.
+        counts: the selection counts, (B, C); None where nobody kept them.
     """
 
     top: IntArray
@@ -44,11 +44,11 @@ class Selection:
         return cls(nobody, nobody)
 
     @classmethod
-    def known(cls, top: ArrayLike, runner_up: ArrayLike | None = None) -> Self:
-        """Return classes that are known from elsewhere, a record for instance: whole numbers, (B,)."""
+    def known(cls, top: ArrayLike, runner_up: ArrayLike | None = None, counts: ArrayLike | None = None) -> Self:
+        """Return classes (B,), and counts (B, C), that are known from elsewhere, a record for instance."""
         chosen = np.asarray(top, dtype=np.int64)
         second = np.full_like(chosen, NO_CLASS) if runner_up is None else np.asarray(runner_up, dtype=np.int64)
-        return cls(chosen, second)
+        return cls(chosen, second, None if counts is None else np.asarray(counts, dtype=np.int64))
 
     def take(self, rows: slice | Sequence[int] | IntArray) -> Selection:
         """Return that of some images."""

@@ -29,6 +29,7 @@ from lightning_rs.stages import (
     CertificationStage,
     PredictionStage,
     SmoothingStage,
+    TransferStage,
     check_certificates,
 )
 
@@ -165,6 +166,53 @@ class Trainer(pl.Trainer):
                 return stage.finish(self)
         finally:
             loop.inference_mode = before
+
+    def transfer(
+        self,
+        model: BaseClassifier,
+        datamodule: Any,
+        records: str | Path,
+        certifier: Certifier | None = None,
+        ckpt_path: str | Path | None = None,
+        source: str | Path | None = None,
+        out: str | Path | None = None,
+        pairs: int = 1000,
+        alpha: float = 0.001,
+        pair_seed: int = 0,
+    ) -> list[Certification]:
+        """Carry the records of one classifier to another, by few paired samples, and return the new records.
+
+        For instance from int8 to fp32, or to a fine-tuned or pruned checkpoint. The noise is that of the records; the
+        result holds at the sum of both alphas, and its file binds both classifiers.
+
+        Args:
+            model: the new classifier.
+            datamodule: where the images come from, as for :meth:`certify`; which of them, the records say.
+            records: record file of the first classifier: Gaussian noise, ``GaussianL2``.
+            certifier: runtime of the new classifier; None: fp32.
+            ckpt_path: the new classifier's checkpoint.
+            source: the first classifier's checkpoint; None: the same network in the runtime of the records.
+            out: the new record file; None: ``NAME.transfer.jsonl`` beside the records.
+            pairs: paired samples an image.
+            alpha: failure probability of the paired bound.
+            pair_seed: names the noise of the pairs.
+
+        Raises:
+            FileNotFoundError: if a checkpoint, the records or the data are missing.
+            ValueError: if the first classifier did not make the records, both would not see the same samples, or the
+                records cannot be transferred.
+        """
+        ckpt_path = None if ckpt_path is None else checkpoint_path(ckpt_path)
+        check_checkpoint(ckpt_path)
+        origin = None if source is None else checkpoint_path(source)
+        check_checkpoint(origin)
+        datamodule = as_datamodule(datamodule, model)
+        stage = TransferStage(certifier, datamodule, records, origin, out, pairs, alpha, pair_seed)
+        with self._smoothing(stage):
+            super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
+            self.records_path = stage.path
+            self.certifications = stage.finish(self)
+        return list(self.certifications)
 
     def fit(
         self,

@@ -67,6 +67,7 @@ def test_what_needs_no_network_loads_none(records: Path) -> None:
         (command("--help"), "certify"),
         (command("fit", "--help"), "--trainer.max_epochs"),
         (command("report", records), "GaussianL2"),
+        (command("report", records, "--certificate", "TopK:2", "Targets"), "cannot become c"),
         (command("report", records, "--out", records.parent / "out"), "report.png"),
         (command("merge", records, "--out", records.parent / "merged.jsonl"), " images"),
         (command("export", records, "--out", records.parent / "table.tsv"), " images"),

@@ -70,6 +70,8 @@ class TwoClassCertificate(Certificate):
 
     Args:
         method: how the two bounds share alpha; fixed before sampling.
+            "partition": alpha / 2 for the top class; the other half shared by the classes that the selection samples
+            leave near the runner-up, and all others together. See :mod:`lightning_rs.statistics.partition`.
             "bonferroni": alpha / 2 for the top class, alpha / (2 (C - 1)) for each other class.
             "grouped": alpha / 3 each for the top class, for the runner-up of the selection samples, and for the
             two together. See :func:`~lightning_rs.statistics.binomial.simultaneous_bounds`.
@@ -85,7 +87,7 @@ class TwoClassCertificate(Certificate):
     votes_only = True
     methods: ClassVar[tuple[str, ...]] = tuple(TWO_CLASS_SHARES)
 
-    def __init__(self, method: str = "bonferroni") -> None:
+    def __init__(self, method: str = "partition") -> None:
         check_choice("method", method, self.methods)
         self.method = method
         self.alpha_split = TWO_CLASS_SHARES.get(method, {"p_lower": 1.0})
@@ -105,7 +107,9 @@ class TwoClassCertificate(Certificate):
             q_upper = clopper_pearson_tail_upper(at(counts, setting.top), counts.sum(axis=1), setting.alpha)
             return q_upper, q_upper
         method = cast(Method, self.method)
-        return simultaneous_tail_bounds(counts, setting.top, setting.alpha, method, setting.runner_up)
+        return simultaneous_tail_bounds(
+            counts, setting.top, setting.alpha, method, setting.runner_up, setting.selection.counts
+        )
 
 
 class GaussianTwoClassL2(TwoClassCertificate):
@@ -115,7 +119,7 @@ class GaussianTwoClassL2(TwoClassCertificate):
     hold simultaneously for finite n; alpha is shared as ``method`` says. Abstains where ``p_lower <= p_upper``.
     """
 
-    def __init__(self, method: Literal["bonferroni", "grouped"] = "bonferroni") -> None:
+    def __init__(self, method: Literal["partition", "bonferroni", "grouped"] = "partition") -> None:
         super().__init__(method)
 
     def radius_of_bounds(self, q_upper: FloatArray, p_upper: FloatArray, sigma: float) -> FloatArray:

@@ -71,9 +71,9 @@ class Baseline(TwoClassCertificate):
             ``p_upper = 1 - p_lower`` at the whole alpha, as the comparison of Cohen et al. (2019) does.
     """
 
-    methods = ("complement", "bonferroni", "grouped")
+    methods = ("complement", "partition", "bonferroni", "grouped")
 
-    def __init__(self, method: Literal["complement", "bonferroni", "grouped"] = "complement") -> None:
+    def __init__(self, method: Literal["complement", "partition", "bonferroni", "grouped"] = "complement") -> None:
         super().__init__(method)
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -31,7 +30,7 @@ from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.norm_power import SMALLEST_GAP, NormPowerNoise, matched_sigma
 from lightning_rs.numerics.norm_power_quadrature import QUADRATURE_ERROR, converged_law, increasing_root
 from lightning_rs.numerics.norm_power_two_class import LARGEST, SMALLEST, two_class_table
-from lightning_rs.statistics.binomial import TWO_CLASS_SHARES, simultaneous_tail_bounds
+from lightning_rs.statistics.binomial import TWO_CLASS_SHARES, Method, simultaneous_tail_bounds
 
 SCORES = (1e-3, 8.3)  # the table spans Phi^-1(p) from 0.0004 above one half to 5e-17 below one
 KNOTS = 257
@@ -167,8 +166,8 @@ class NormPowerTwoClassL2(Certificate):
     that is built once for (d, k): a second, five to ten below dimension 40.
 
     Args:
-        method: "bonferroni" or "grouped"; which events share alpha, see
-            :func:`~lightning_rs.statistics.binomial.simultaneous_bounds`.
+        method: "partition", "bonferroni" or "grouped"; which events share alpha, see
+            :func:`~lightning_rs.statistics.binomial.simultaneous_tail_bounds`.
     """
 
     norm = "l2"
@@ -176,14 +175,15 @@ class NormPowerTwoClassL2(Certificate):
     evidence = (Votes,)
     votes_only = True
 
-    def __init__(self, method: Literal["bonferroni", "grouped"] = "bonferroni") -> None:
+    def __init__(self, method: Method = "partition") -> None:
         check_choice("method", method, tuple(TWO_CLASS_SHARES))
         self.method = method
         self.alpha_split = TWO_CLASS_SHARES[method]
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, counts = _law(setting), read(evidence, Votes).counts
-        tails = simultaneous_tail_bounds(counts, setting.top, setting.alpha, self.method, setting.runner_up)
+        top, second, first = setting.top, setting.runner_up, setting.selection.counts
+        tails = simultaneous_tail_bounds(counts, top, setting.alpha, self.method, second, first)
         radius = norm_power_l2_radius(None, noise.scale, noise.k, noise.dim, q_upper=tails[0], p_upper=tails[1])
         bounds = {"p_lower": 1.0 - tails[0], "q_upper": tails[0], "p_upper": tails[1]}
         return Radii(abstain_at_zero(radius, setting.top), radius, bounds)

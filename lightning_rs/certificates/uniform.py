@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from lightning_rs.certificates.base import Certificate, Radii, Setting, TopVoteCertificate, abstain_at_zero, read
 from lightning_rs.certificates.natural import usual_for
@@ -16,7 +15,7 @@ from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.numerics.vote_radii import uniform_box_l1_radius, uniform_l1_radius, uniform_linf_radius
-from lightning_rs.statistics.binomial import TWO_CLASS_SHARES, simultaneous_tail_bounds
+from lightning_rs.statistics.binomial import TWO_CLASS_SHARES, Method, simultaneous_tail_bounds
 
 
 def _lam(noise: Noise) -> float:
@@ -82,8 +81,8 @@ class UniformTwoClassL1(Certificate):
     abstains where the bounds overlap. Holds for uniform noise and for splitting noise.
 
     Args:
-        method: "bonferroni" or "grouped", see
-            :func:`lightning_rs.statistics.binomial.simultaneous_bounds`; to be chosen before looking.
+        method: "partition", "bonferroni" or "grouped", see
+            :func:`lightning_rs.statistics.binomial.simultaneous_tail_bounds`; to be chosen before looking.
 
     Raises:
         ValueError: for another method.
@@ -94,7 +93,7 @@ class UniformTwoClassL1(Certificate):
     evidence = (Votes,)
     votes_only = True
 
-    def __init__(self, method: Literal["bonferroni", "grouped"] = "bonferroni") -> None:
+    def __init__(self, method: Method = "partition") -> None:
         check_choice("method", method, tuple(TWO_CLASS_SHARES))
         self.method = method
         self.alpha_split = TWO_CLASS_SHARES[method]
@@ -102,7 +101,9 @@ class UniformTwoClassL1(Certificate):
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         second = setting.runner_up if self.method == "grouped" else None
         counts = read(evidence, Votes).counts
-        tail, other = simultaneous_tail_bounds(counts, setting.top, setting.alpha, self.method, second)
+        tail, other = simultaneous_tail_bounds(
+            counts, setting.top, setting.alpha, self.method, second, setting.selection.counts
+        )
         radius = uniform_l1_radius(lam=_lam(setting.noise), p_upper=other, q_upper=tail)
         bounds = {"p_lower": 1.0 - tail, "q_upper": tail, "p_upper": other}
         return Radii(abstain_at_zero(radius, setting.top), radius, bounds)

@@ -1,4 +1,4 @@
-"""The commands on record files: report, merge, import and export. They build neither a model nor data."""
+"""The commands on record files: report, merge, combine, import and export. They build neither a model nor data."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from lightning_rs.records.reading import record_files
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
+_COMBINE = (
+    "Combine the record files of several classifiers on the same images: a routed classifier, a cascade, or the "
+    "largest radius of one classifier. Each file holds at its own alpha, fixed before it was sampled, the result at "
+    "their sum."
+)
 _IMPORT = (
     "Turn a table (idx, label, predict, radius, correct, time) into a record file. No raw counts, no recomputing; "
     "radii are lowered by one unit of their last printed or third significant digit, whichever is larger."
@@ -48,12 +53,18 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         help="Theorem 5 for all radii at once, or at each by itself (exact tail, or as printed in the paper)",
     )
     parser.add_argument("--paired", action="store_true", help="compare every later run with the first, image by image")
+    parser.add_argument(
+        "--certificate", nargs="+", default=(), metavar="NAME", dest="certificates",
+        help="also certify from the stored votes, fixed before seeing them: TopK:5 (the label stays among the 5 most "
+        "probable), LabelSets:0,1,8,9+2-7 or LabelSets:FILE (it stays in its set), Targets (cannot become c: R_c)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
 
     def run() -> str:
         made = report(
-            args.records, args.out, args.radii, args.alpha, args.rho, args.format, args.method, args.paired, args.name
-        )
+            args.records, args.out, args.radii, args.alpha, args.rho, args.format, args.method, args.paired, args.name,
+            args.certificates,
+        )  # fmt: skip
         width = max(shutil.get_terminal_size((120, 24)).columns, 60)
         return "\n".join([made.text(width), *(f"wrote {file}" for file in made.files)])
 
@@ -78,6 +89,23 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
         return f"{args.out}: {count} images"
 
     return _finish(parser, run)
+
+
+def combine_main(argv: Sequence[str] | None = None) -> int:
+    """Run ``python -m lightning_rs combine`` and return its exit code."""
+    from lightning_rs.records.combined import combine
+
+    parser = _parser("combine", _COMBINE)
+    parser.add_argument(
+        "records", nargs="+", metavar="RECORDS",
+        help="record files of the experts, in the order of routes or levels; uncertified: an expert without one",
+    )  # fmt: skip
+    parser.add_argument("--out", required=True, metavar="FILE", help="the combined file; an existing one is kept")
+    rule = parser.add_mutually_exclusive_group()
+    rule.add_argument("--selector", metavar="FILE", help="records of the selector, whose classes are the routes")
+    rule.add_argument("--cascade", type=float, metavar="P0", help="the first file whose top class exceeds P0 answers")
+    args = parser.parse_args(argv)
+    return _finish(parser, lambda: f"{args.out}: {combine(args.records, args.out, args.selector, args.cascade)} images")
 
 
 def import_main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ _WHAT = {
     "predict": "classes by vote under noise, abstaining where it is not significant, as CSV",
     "certify": "a certified radius for each image, as a record file",
     "attack": "attack certified images, and test what their certificates assert",
+    "transfer": "carry records to another classifier or runtime, by paired samples",
     "report": "compare record files: tables, bounds and figures",
     "merge": "merge the record files of shards or processes",
     "import": "turn a table of radii into a record file",
@@ -78,6 +79,15 @@ _OPTIONS = {
   --out FILE                  the file of attack records; running the same again does what is missing
   --shard I/M                 the I-th of M independent jobs
 """,
+    "transfer": """\
+  RECORDS                     the record file of the first classifier (GaussianL2)
+  --ckpt_path FILE            the new classifier
+  --source FILE               the first one; left out: the same network, in the runtime of the records
+  --pairs N                   paired samples an image
+  --alpha A                   failure probability of the paired bound, added to that of the records
+  --out FILE                  the new record file
+"""
+    + _DATA,
 }
 _EXAMPLES = {
     "fit": (
@@ -93,6 +103,10 @@ _EXAMPLES = {
         "certify --ckpt_path runs/checkpoints/last.ckpt --certifier.n 1e4 --data.max 500 --records r.jsonl",
     ),
     "attack": ("attack r.jsonl --ckpt_path runs/checkpoints/last.ckpt",),
+    "transfer": (
+        "transfer int8.jsonl --ckpt_path runs/checkpoints/last.ckpt",
+        "transfer r.jsonl --source old.ckpt --ckpt_path tuned.ckpt --pairs 2000",
+    ),
     "report": ("report runs/certify", "report a.jsonl b.jsonl --out comparison --paired"),
 }
 

@@ -31,7 +31,7 @@ from lightning_rs.shipped import checkpoint_path
 from lightning_rs.trainer import CALLBACKS_OF_TRAINING, Trainer, check_checkpoint
 
 # Stages whose model and data a checkpoint may name.
-_FROM_CHECKPOINT = ("certify", "attack", "predict", "test", "validate")
+_FROM_CHECKPOINT = ("certify", "attack", "transfer", "predict", "test", "validate")
 # What all stages share; the rest of a configuration belongs to one call of one stage.
 _SHARED = ("seed_everything", "trainer", "model", "data", "certifier")
 
@@ -91,6 +91,7 @@ class SmoothingCLI(LightningCLI):
         commands = {**LightningCLI.subcommands(), "certify": {"model", "datamodule", "certifier"}}
         commands["predict"] = commands["predict"] | {"certifier"}
         commands["attack"] = {"model", "datamodule"}
+        commands["transfer"] = {"model", "datamodule", "certifier"}
         return commands
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
@@ -251,7 +252,7 @@ class SmoothingCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
-        if subcommand in ("certify", "predict"):
+        if subcommand in ("certify", "predict", "transfer"):
             kwargs["certifier"] = self.certifier
         return kwargs
 
@@ -282,6 +283,10 @@ class SmoothingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             print(f"attacks: {self.trainer.attacks_path}")
 
+    def after_transfer(self) -> None:
+        """Print the result."""
+        self._summarize(self.trainer.certifications)
+
     def after_predict(self) -> None:
         """Print the result."""
         if self.trainer.is_global_zero:
@@ -300,9 +305,9 @@ def _own_data(kind: type[Any], *args: Any, **kwargs: Any) -> ImageDataModule:
 
 
 def _named(words: list[str]) -> list[str]:
-    """Return the words with the record file of ``attack RECORDS`` as an option."""
-    if words[:1] == ["attack"] and len(words) > 1 and not words[1].startswith("-"):
-        return ["attack", "--records", *words[1:]]
+    """Return the words with the record file of ``attack RECORDS`` or ``transfer RECORDS`` as an option."""
+    if words[:1] in (["attack"], ["transfer"]) and len(words) > 1 and not words[1].startswith("-"):
+        return [words[0], "--records", *words[1:]]
     return words
 
 

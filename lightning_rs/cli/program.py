@@ -20,6 +20,7 @@ from lightning_rs.cli.suggest import near
 COMMANDS = {
     "report": ("commands", "report_main"),
     "merge": ("commands", "merge_main"),
+    "combine": ("commands", "combine_main"),
     "import": ("commands", "import_main"),
     "export": ("commands", "export_main"),
     "study": ("study", "study_main"),
@@ -27,7 +28,7 @@ COMMANDS = {
 }
 # Commands with a model, which Lightning's parser understands.
 _OFFLINE = "; without an account: --trainer.logger.init_args.offline true, or --trainer.logger false"
-STAGES = ("fit", "validate", "test", "predict", "certify", "attack")
+STAGES = ("fit", "validate", "test", "predict", "certify", "attack", "transfer")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-STAGES = ("fit", "validate", "test", "predict", "certify", "attack")
+STAGES = ("fit", "validate", "test", "predict", "certify", "attack", "transfer")
 _CHECKPOINTS = "checkpoints"
 
 

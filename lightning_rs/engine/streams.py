@@ -27,6 +27,7 @@ Purpose = Literal[
     "selection",
     "estimation",
     "prediction",
+    "transfer",
     "attack",
     "probe",
 ]

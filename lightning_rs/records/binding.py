@@ -12,6 +12,7 @@ _SETTING = ("noise", "certificates", "n0", "n", "alpha", "budget", "data")
 _RUN = ("seed", "stage", "classifier", "function", "num_classes", "shape", "runtime", "lattice", "subset")
 REQUIRED = (*_SETTING, *_RUN, "shared_noise")
 REQUIRED_OF_IMPORTS = (*_SETTING, "independent")
+REQUIRED_OF_COMBINATIONS = (*_SETTING, "combined", "num_classes", "shape", "subset", "shared_noise")
 #: What the header must say for radii to be recomputed from votes.
 RECOMPUTED_FROM = ("noise", "certificates", "n", "alpha", "budget", "shape")
 _INSIDE = {"function": ("class", "logits"), "noise": ("class",), "runtime": (), "budget": ("mode",), "data": ()}
@@ -22,7 +23,10 @@ def flaw(binding: Mapping[str, Any]) -> str | None:
     imported = binding.get("imported", False)
     if not isinstance(imported, bool):
         return f"binding.imported must be true or false, got {imported!r}"
-    for key in REQUIRED_OF_IMPORTS if imported else REQUIRED:
+    if "combined" in binding and (wrong := _not_combined(binding)) is not None:
+        return wrong
+    combined = REQUIRED_OF_COMBINATIONS if "combined" in binding else REQUIRED
+    for key in REQUIRED_OF_IMPORTS if imported else combined:
         if key not in binding:
             return f"binding.{key} is missing, which files of version {VERSION} bind"
     for key, inside in _INSIDE.items():
@@ -34,6 +38,23 @@ def flaw(binding: Mapping[str, Any]) -> str | None:
             if name not in binding[key]:
                 return f"binding.{key}.{name} is missing, which files of version {VERSION} bind"
     return _impossible(binding)
+
+
+def _not_combined(binding: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the parts that a combination lists: each binds what its own file bound."""
+    combined = binding["combined"]
+    parts = combined.get("parts") if isinstance(combined, Mapping) else None
+    if not isinstance(parts, list) or not parts or binding.get("imported"):
+        return f"binding.combined must be an object with a list of parts, got {combined!r}"
+    for number, part in enumerate(parts):
+        if part is None:
+            continue
+        if not isinstance(part, Mapping) or "combined" in part:
+            return f"binding.combined.parts[{number}] must be what the file of a classifier binds, or null"
+        wrong = flaw(part)
+        if wrong is not None:
+            return f"binding.combined.parts[{number}]: {wrong}"
+    return None
 
 
 def _impossible(binding: Mapping[str, Any]) -> str | None:

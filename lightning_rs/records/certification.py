@@ -18,6 +18,13 @@ Status = Literal["certified", "abstain", "undecided", "decided"]
 Mode = Literal["fixed", "staged", "decision", "randomized"]
 ABSTAIN = -1
 DIGITS = 4
+# What a perturbation does not do, where that is not to change the smoothed prediction.
+_CLAIMS = {
+    "TopK": "takes class {prediction} out of the {argument} most probable ones",
+    "LabelSets": "takes the smoothed prediction out of label set {prediction}",
+    "Routed": "changes the prediction {prediction} of the routed classifier",
+    "Cascade": "changes the prediction {prediction} of the cascade",
+}
 _TEXT = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
@@ -230,10 +237,10 @@ class Certification:
         less = "<" if self.ball == "open" else "<="
         radius = round_down(self.radius if self.target is None else self.target, DIGITS)
         grid = "" if self.grid is None else f" between images on the grid {{0, 1/{self.grid}, ..., 1}}"
-        return (
-            f"{sure}, no {self.norm} perturbation of norm {less} {radius}{grid}"
-            f" changes the smoothed prediction {self.prediction}"
-        )
+        kind, _, argument = self.certificate.partition(":")
+        claim = _CLAIMS.get(kind, "changes the smoothed prediction {prediction}")
+        told = claim.format(prediction=self.prediction, argument=argument)
+        return f"{sure}, no {self.norm} perturbation of norm {less} {radius}{grid} {told}"
 
 
 def to_line(value: Any) -> str:

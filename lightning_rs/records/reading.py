@@ -52,10 +52,17 @@ def scan(path: Path, data: bytes) -> Contents:
         raise ValueError(_foreign(path, data))
     texts = [_decode(path, number, raw) for number, raw in enumerate(finished.split(b"\n"), 1)]
     header = Header.from_json(texts[0], f"{path}:1")
-    theorems = theorems_of(path, header)  # first: certificates of others are imported, which records then name
+    combined = "combined" in header.binding
+    # First: certificates of others are imported, which records then name.
+    theorems = [] if combined else theorems_of(path, header)
     records = [Certification.from_json(text, f"{path}:{number}") for number, text in enumerate(texts[1:], 2)]
     _refuse_repeats(path, records)
-    verify(path, header, theorems, records)
+    if combined:
+        from lightning_rs.records.combined import verify_combined  # it reads the files that it combines
+
+        verify_combined(path, header, records)
+    else:
+        verify(path, header, theorems, records)
     return Contents(header, records, texts[1:], len(finished) + 1, bool(tail))
 
 

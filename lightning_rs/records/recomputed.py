@@ -195,6 +195,11 @@ class Recording:
         return np.array([record.counts for record in self.records], dtype=np.int64)
 
     @cached_property
+    def counts0(self) -> IntArray | None:
+        """Votes of the selection samples, (B, C); None where records have none."""
+        return np.array([r.counts0 for r in self.records], dtype=np.int64) if self.records[0].counts0 else None
+
+    @cached_property
     def top(self) -> IntArray:
         """Selected classes, (B,)."""
         return np.array([record.top for record in self.records], dtype=np.int64)
@@ -222,9 +227,8 @@ class Recording:
         from lightning_rs.noise.base import noise_from_dict
 
         shape = tuple(self.header.binding.get("shape", [1]))
-        return Setting(
-            noise_from_dict(self.noise), self.alpha, self.n, shape, selection=Selection(self.top, self.runner_up)
-        )
+        selection = Selection(self.top, self.runner_up, self.counts0)
+        return Setting(noise_from_dict(self.noise), self.alpha, self.n, shape, selection=selection)
 
 
 def recompute_all(header: Header, theorems: Sequence[Theorem], records: Records) -> Iterator[Expected]:
@@ -269,7 +273,7 @@ def _certified(
     plain = theorem.plain
     if plain is not None and plain.classes == 2:
         method = theorem.entry.get("method", "bonferroni")
-        tail, other = simultaneous_tail_bounds(run.counts, run.top, run.alpha, method, run.runner_up)
+        tail, other = simultaneous_tail_bounds(run.counts, run.top, run.alpha, method, run.runner_up, run.counts0)
         radius = theorem.radii(run, tail, other)
         return {"p_lower": 1.0 - tail, "q_upper": tail, "p_upper": other}, radius, _stated(run, radius)
     one_tail = plain is not None or hasattr(theorem.made, "radius_of_tail")

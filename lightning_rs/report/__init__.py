@@ -11,6 +11,7 @@ from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
 from lightning_rs.report.changes import changes
 from lightning_rs.report.files import FORMATS, write_group
 from lightning_rs.report.groups import Group, default_radii
+from lightning_rs.report.labels import Targets, restate, write_targets
 from lightning_rs.report.paired import pairs
 from lightning_rs.report.recomputation import recompute
 from lightning_rs.report.runs import Run, load_runs
@@ -27,11 +28,13 @@ class Report:
         groups: the groups, in the order in which their norms appear.
         remarks: what was left out and why, and what files of an old version do not bind; the notes repeat it.
         files: what was written.
+        targets: how far images are from every other class, where that was asked for.
     """
 
     groups: Sequence[Group]
     remarks: Sequence[str]
     files: Sequence[Path]
+    targets: Sequence[Targets] = ()
 
     def __str__(self) -> str:
         """Return all tables and notes as text, tables at most 120 characters wide."""
@@ -43,7 +46,7 @@ class Report:
         for group in self.groups:
             blocks += [table.text(width) for table in group.tables()]
             blocks.append("\n".join(f"- {note}" for note in group.notes()))
-        return "\n\n".join(blocks)
+        return "\n\n".join([*blocks, *(each.table().text(width) for each in self.targets)])
 
 
 def report(
@@ -56,6 +59,7 @@ def report(
     method: Method = "uniform",
     paired: bool = False,
     names: Sequence[str] | Mapping[str, str] = (),
+    certificates: Sequence[str] = (),
 ) -> Report:
     """Compare the runs in some record files.
 
@@ -71,13 +75,16 @@ def report(
             paper) at each radius by itself.
         paired: also compare every later run of a norm with the first one, image by image.
         names: how runs are called, see :func:`lightning_rs.report.names.named_files`.
+        certificates: what the votes say beside the files' own certificates: ``TopK:5``, ``LabelSets:0-4+5-9``,
+            ``LabelSets:FILE``, ``Targets``; see :mod:`lightning_rs.report.labels`.
 
     Returns:
         The report; ``str`` of it is the text for the terminal.
 
     Raises:
         ValueError: for unreadable records, or if ``alpha`` is given and a run cannot be recomputed soundly. A second
-            certificate of a file that cannot be is left out with a remark. If runs are paired that share no image.
+            certificate of a file that cannot be is left out with a remark. If runs are paired that share no image. If
+            the votes of a run cannot say what ``certificates`` asks for.
         FileNotFoundError: if there is no such file.
     """
     check_alpha(rho, "rho")
@@ -91,17 +98,22 @@ def report(
     if alpha is not None:
         runs, left_out = _recompute_all(runs, float(check_alpha(alpha)))
         remarks += left_out
+    restated = restate(runs, certificates)
+    remarks += restated.notes
+    own, runs = {id(run) for run in runs}, [*runs, *restated.runs]
     groups = []
     for norm in dict.fromkeys(run.norm for run in runs):
         members = [run for run in runs if run.norm == norm]
-        matched = pairs(members) if paired else []
+        matched = pairs([run for run in members if id(run) in own]) if paired else []
         at = default_radii(members) if given is None else given
         groups.append(Group(norm, members, at, rho, method, matched, changes(members), remarks))
     files = []
     for number, group in enumerate(groups if out is not None else []):
         ending = "" if number == 0 else f"_{''.join(c if c.isalnum() else '-' for c in group.norm)}"
         files += write_group(group, Path(out or ""), f"report{ending}", chosen)
-    return Report(groups, remarks, files)
+    if out is not None:
+        files += write_targets(restated.targets, Path(out), chosen)
+    return Report(groups, remarks, files, restated.targets)
 
 
 def _recompute_all(runs: Sequence[Run], alpha: float) -> tuple[list[Run], list[str]]:

@@ -121,6 +121,7 @@ class Group:
         notes += [NOTE, *(pair.note() for pair in self.pairs)] if self.pairs else []
         notes += [NOTE_ON_CHANGES] if self.changes else []
         notes.extend(note for run in self.runs for note in _notes(run))
+        notes.extend(dict.fromkeys(remark for run in self.runs for remark in run.remarks))
         notes += [f"No bound on the whole set: {run.refusal}." for run in self.runs if run.refusal]
         return [*notes, *self.remarks]
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lightning_rs.checks import check_alpha
+from lightning_rs.records import ABSTAIN
+from lightning_rs.records.lowered import abandoned
 from lightning_rs.report.runs import Run, rebuild_certificate
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ def recompute(run: Run, alpha: float) -> Run:
         return run
     if run.header.imported:
         raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
+    if "combined" in run.header.binding:
+        raise ValueError(f"{run.name}: alpha cannot be changed: it is the sum of those of the files that it combines")
     certificate = rebuild_certificate(run)
     _refuse_unsound(run, certificate)
     records = run.records
@@ -41,7 +45,11 @@ def recompute(run: Run, alpha: float) -> Run:
         alpha=float(check_alpha(alpha - run.header.alpha_noise)),
         n=records[0].n,
         shape=tuple(run.header.binding["shape"]),
-        selection=Selection.known([record.top for record in records], [record.runner_up for record in records]),
+        selection=Selection.known(
+            [record.top for record in records],
+            [record.runner_up for record in records],
+            [record.counts0 for record in records] if records[0].counts0 else None,
+        ),
     )
     counts = np.array([record.counts for record in records], dtype=np.int64)
     radii = certificate.certify({Votes: Votes.of(counts)}, setting)
@@ -50,16 +58,18 @@ def recompute(run: Run, alpha: float) -> Run:
     rounding = [record.bounds.get(own, record.bounds.get("rounding", 0.0)) for record in records]
     if any(rounding):
         radii = radii.less(np.array(rounding))
+    # What was given up because logits moved too much is void at every alpha.
+    void = [run.certificate in abandoned(record) for record in records]
     changed = [
         replace(
             record,
-            prediction=int(radii.prediction[row]),
-            radius=float(radii.radius[row]),
-            status="certified" if radii.prediction[row] >= 0 else "abstain",
+            prediction=ABSTAIN if void[row] else int(radii.prediction[row]),
+            radius=0.0 if void[row] else float(radii.radius[row]),
+            status="certified" if radii.prediction[row] >= 0 and not void[row] else "abstain",
             alpha=float(alpha),
             bounds={name: float(values[row]) for name, values in radii.bounds.items()},
-            radii={run.certificate: float(radii.radius[row])},
-            note=radii.notes.get(row, ""),
+            radii={run.certificate: 0.0 if void[row] else float(radii.radius[row])},
+            note=record.note if void[row] else radii.notes.get(row, ""),
         )
         for row, record in enumerate(records)
     ]

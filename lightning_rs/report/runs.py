@@ -36,6 +36,7 @@ class Run:
         primary: whether the records are its own, instead of listing it beside another one.
         alone: whether the file has no other certificate.
         path: the file.
+        remarks: what a reader must know of its statements.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Run:
     primary: bool = True
     alone: bool = True
     path: Path = Path()
+    remarks: Sequence[str] = ()
     _hits: dict[tuple[float, ...], IntArray] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property

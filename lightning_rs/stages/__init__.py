@@ -6,5 +6,14 @@ from lightning_rs.stages.certification import CertificationStage
 from lightning_rs.stages.contradictions import check_certificates
 from lightning_rs.stages.prediction import PredictionStage
 from lightning_rs.stages.progress import Progress
+from lightning_rs.stages.transfer import TransferStage
 
-__all__ = ["AttackStage", "CertificationStage", "PredictionStage", "Progress", "SmoothingStage", "check_certificates"]
+__all__ = [
+    "AttackStage",
+    "CertificationStage",
+    "PredictionStage",
+    "Progress",
+    "SmoothingStage",
+    "TransferStage",
+    "check_certificates",
+]

@@ -73,7 +73,7 @@ class AttackStage(SmoothingStage):
                 [certificate_from_dict(each) for each in self._header.binding["certificates"]],
                 separate_passes=True,
                 n=int(self._header.binding["n"]),
-                runtime=_runtime(self._header.binding["runtime"], self.records_path),
+                runtime=runtime_of(self._header.binding["runtime"], self.records_path),
                 noise=noise,
                 allow_noise_mismatch=allow_noise_mismatch,
             ),
@@ -307,7 +307,7 @@ def _under(record: Certification, spec: Mapping[str, Any], name: str | None) -> 
     return record.under(name, certificate.norm, certificate.ball, 0.0 if certificate.exact else record.alpha)
 
 
-def _runtime(described: Mapping[str, Any], path: Path) -> Runtime:
+def runtime_of(described: Mapping[str, Any], path: Path) -> Runtime:
     """Return the configuration of the runtime that a header describes."""
     try:
         return Runtime(

@@ -20,12 +20,13 @@ from lightning_rs.checks import as_count, check_alpha, check_choice, check_proba
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-Method = Literal["bonferroni", "grouped"]
+Method = Literal["partition", "bonferroni", "grouped"]
 
 #: The events of :func:`simultaneous_bounds`, by method, and the share of alpha of each: the one place where they are
 #: set. All events may use the same samples, and the shares add up to one (union bound).
 TWO_CLASS_SHARES: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {
+        "partition": {"p_lower": 1 / 2, "p_upper": 1 / 2},
         "bonferroni": {"p_lower": 1 / 2, "p_upper": 1 / 2},
         "grouped": {"p_lower": 1 / 3, "runner_up_upper": 1 / 3, "others_upper": 1 / 3},
     }
@@ -202,8 +203,24 @@ def simultaneous_tail_bounds(
     alpha: ArrayLike,
     method: Method = "bonferroni",
     runner_up: ArrayLike | None = None,
+    selection: ArrayLike | None = None,
 ) -> tuple[FloatArray, FloatArray]:
-    """Return ``(q_upper, p_upper)``: :func:`simultaneous_bounds` with the tail of the top class, exact near one."""
+    """Return ``(q_upper, p_upper)``: :func:`simultaneous_bounds` with the tail of the top class, exact near one.
+
+    "partition" reads the votes of the selection samples, ``selection``, shape (B, C): see
+    :func:`~lightning_rs.statistics.partition.partition_tail_bounds`. Without them it is "bonferroni", whose classes all
+    have a bound of their own.
+    """
+    if method == "partition":
+        if selection is not None:
+            from lightning_rs.statistics.partition import partition_tail_bounds
+
+            votes, first, level, _ = _checked_votes(counts, top, alpha, "bonferroni", None)
+            rows = (-1, votes.shape[-1])
+            chosen = np.broadcast_to(as_count("selection", selection), votes.shape).reshape(rows)
+            found = partition_tail_bounds(votes.reshape(rows), first.ravel(), level.ravel(), chosen)
+            return found[0].reshape(first.shape)[()], found[1].reshape(first.shape)[()]
+        method = "bonferroni"
     votes, first, level, second = _checked_votes(counts, top, alpha, method, runner_up)
     hits, n = _pick(votes, first), votes.sum(axis=-1)
     q_upper = clopper_pearson_tail_upper(hits, n, level * _share(method))
@@ -248,7 +265,7 @@ def _checked(count: ArrayLike, n: ArrayLike, alpha: ArrayLike) -> tuple[IntArray
 def _checked_votes(
     counts: ArrayLike, top: ArrayLike, alpha: ArrayLike, method: Method, runner_up: ArrayLike | None
 ) -> tuple[IntArray, IntArray, FloatArray, IntArray | None]:
-    check_choice("method", method, tuple(TWO_CLASS_SHARES))
+    check_choice("method", method, ("bonferroni", "grouped"))
     votes = as_count("counts", counts)
     if votes.ndim < 1 or votes.shape[-1] < 2:
         raise ValueError(f"counts must have shape (..., C) with C >= 2 classes, got shape {votes.shape}")

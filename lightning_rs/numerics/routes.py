@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri
 
-from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.checks import (
     FloatArray,
     check_nonnegative,
     check_positive,
     check_probability,
 )
+from lightning_rs.numerics.vote_radii import gaussian_l2_radius
 
 # More than the relative error of ``ndtri`` and of the few operations after it.
 _SLACK = 2.0**-48

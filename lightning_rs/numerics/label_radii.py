@@ -1,4 +1,4 @@
-"""Gaussian noise, votes only: a label stays among the k most probable ones, or inside a set of labels.
+"""Gaussian noise, votes only: a label stays among the k most probable ones, or in a set of labels. Numpy, no torch.
 
 Both theorems read nothing but class counts, so finished records yield them without the network.
 """
@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import ndtr, ndtri
 
-from lightning_rs.certificates.gaussian_l2 import gaussian_l2_radius
 from lightning_rs.checks import FloatArray, check_at_least, check_positive, check_probability
+from lightning_rs.numerics.vote_radii import gaussian_l2_radius
 
 # More than the relative error of Phi(Phi^-1(q) + r) for scores up to 38.
 _SLACK = 2.0**-40

@@ -1,0 +1,230 @@
+"""Top-k, label sets and targets from the votes of finished records: formulas written again, coverage, refusals."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from scipy.special import ndtri
+
+from lightning_rs.cli.commands import report_main
+from lightning_rs.functional import topk_l2_radius
+from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile
+from lightning_rs.report import load_runs, recompute, report
+from lightning_rs.report.labels import restate
+from lightning_rs.statistics.labels import label_bounds
+from tests import fakes
+from tests.test_records import certification, header
+
+SIGMA, N, ALPHA, CLASSES = 0.5, 2000, 0.001, 5
+RNG = np.random.default_rng(3)
+PROBABILITIES = RNG.dirichlet([4, 2, 1, 0.5, 0.3], 30)
+COUNTS = np.array([RNG.multinomial(N, p) for p in PROBABILITIES])
+LABELS = RNG.integers(0, 3, 30)
+
+
+def head(**changes: Any) -> Header:
+    noise = {"class": "GaussianNoise", "sigma": SIGMA}
+    binding = {"n": N, "n0": 10, "alpha": ALPHA, "num_classes": CLASSES, "noise": noise, **changes}
+    return header(**binding)
+
+
+def voted(index: int, counts: np.ndarray, label: int | None, **changes: Any) -> Certification:
+    """A record of Cohen's certificate whose selection samples chose class 0."""
+    stated = fakes.voted(int(counts[0]), N, ALPHA, SIGMA)
+    nothing = {} if stated["radius"] > 0 else {"prediction": ABSTAIN, "status": "abstain"}
+    fields: dict[str, Any] = {
+        "label": label, "prediction": 0, "top": 0, "runner_up": 1, "counts0": (7, 3, 0, 0, 0), "alpha": ALPHA, "n": N,
+        "n_used": N, "counts": tuple(counts.tolist()),
+    }  # fmt: skip
+    return certification(index, **(fields | stated | nothing | changes))
+
+
+def save(path: Path, head: Header, records: list[Certification]) -> Path:
+    binding = {**head.binding, "subset": {"indices": [record.index for record in records]}}
+    with RecordFile(path, dataclasses.replace(head, binding=binding)) as file:
+        file.append(records)
+    return path
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return save(tmp_path / "r.jsonl", head(), [voted(i, c, int(LABELS[i])) for i, c in enumerate(COUNTS)])
+
+
+def upper(count: int, alpha: float) -> float:
+    return 1.0 if count == N else float(stats.beta.isf(alpha, count + 1, N - count))
+
+
+def tail(count: int, alpha: float) -> float:
+    return upper(N - count, alpha)
+
+
+def test_top_k_bounds_the_label_and_every_other_class(path: Path) -> None:
+    (run,) = restate(load_runs([path]), ["TopK:2"]).runs
+    for record, counts, label in zip(run.records, COUNTS, LABELS, strict=True):
+        q = tail(counts[label], ALPHA / 2)
+        others = [min(q, upper(c, ALPHA / 2 / (CLASSES - 1))) for i, c in enumerate(counts) if i != label]
+        expected = float(topk_l2_radius(q, others, 2, SIGMA))
+        assert record.radius == pytest.approx(expected, rel=1e-8, abs=1e-12)
+        assert record.prediction == (label if expected > 0 else ABSTAIN)
+    certified = [record for record in run.records if record.radius > 0]
+    assert 5 < len(certified) < len(COUNTS)
+    k_2 = repr(next(record for record in certified if record.prediction == 1))
+    assert "takes class 1 out of the 2 most probable ones (TopK:2, n = 2000" in k_2
+
+
+def test_more_places_never_mean_less_and_one_place_is_two_classes(path: Path) -> None:
+    one, two, four = restate(load_runs([path]), ["TopK:1", "TopK:2", "TopK:4"]).runs
+    for first, second, last, counts, label in zip(one.records, two.records, four.records, COUNTS, LABELS, strict=True):
+        assert first.radius <= second.radius <= last.radius
+        q, other = tail(counts[label], ALPHA / 2), upper(max(np.delete(counts, label)), ALPHA / 2 / (CLASSES - 1))
+        expected = max(0.0, 0.5 * SIGMA * (-ndtri(q) - ndtri(min(q, other))))
+        assert first.radius == pytest.approx(expected, rel=1e-8, abs=1e-12)
+    assert sum(a.radius < b.radius for a, b in zip(one.records, two.records, strict=True)) > 10
+
+
+def test_label_sets_inline_and_from_a_file(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "sets.txt").write_text("# superclasses\nanimals: 0, 2\nvehicles: 1,3-4\n")
+    inline, filed = restate(load_runs([path]), ["LabelSets:0,2+1,3-4", f"LabelSets:{tmp_path / 'sets.txt'}"]).runs
+    member = np.array([0, 1, 0, 1, 1])
+    for record, same, counts, label in zip(inline.records, filed.records, COUNTS, LABELS, strict=True):
+        q = tail(counts[0], ALPHA / 2)
+        outside = max(upper(counts[c], ALPHA / 6) for c in (1, 3, 4))
+        expected = max(0.0, 0.5 * SIGMA * (-ndtri(q) - ndtri(min(q, outside))))
+        assert record.radius == same.radius == pytest.approx(expected, rel=1e-8, abs=1e-12)
+        assert record.label == member[label]
+        assert record.prediction == (0 if expected > 0 else ABSTAIN)
+    assert any(a.radius > b.radius for a, b in zip(inline.records, load_runs([path])[0].records, strict=True))
+    (alone,) = restate(load_runs([path]), ["LabelSets:0,2"]).runs
+    assert [record.radius for record in alone.records] == [record.radius for record in inline.records]
+
+
+def test_targets_are_one_radius_a_class(path: Path, tmp_path: Path) -> None:
+    (found,) = restate(load_runs([path]), ["Targets"]).targets
+    for row, counts in zip(found.radii, COUNTS, strict=True):
+        q = tail(counts[0], ALPHA / 2)
+        assert np.isnan(row[0])
+        for c in range(1, CLASSES):
+            other = min(q, upper(counts[c], ALPHA / 2 / (CLASSES - 1)))
+            assert row[c] == pytest.approx(max(0.0, 0.5 * SIGMA * (-ndtri(q) - ndtri(other))), rel=1e-8, abs=1e-12)
+    made = report([path], tmp_path / "out", certificates=["Targets", "TopK:2"], formats=["csv", "md", "tex"])
+    with open(tmp_path / "out" / "report_targets.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(COUNTS)
+    assert [float(row["not 3"]) for row in rows] == found.radii[:, 3].tolist()
+    assert "(first 20 of 30 images" in str(made)
+    assert {file.name for file in made.files} >= {f"report_targets.{ending}" for ending in ("csv", "md", "tex")}
+    for name in ("report.md", "report_targets.md", "report_targets.tex"):
+        assert "must have been fixed before these votes were seen" in (tmp_path / "out" / name).read_text()
+
+
+def test_another_alpha_and_unknown_labels(path: Path, tmp_path: Path) -> None:
+    strict, loose = (report([path], alpha=alpha, certificates=["TopK:2"]).groups[0].runs[1] for alpha in (0.001, 0.05))
+    gains = [b.radius - a.radius for a, b in zip(strict.records, loose.records, strict=True)]
+    assert min(gains) >= 0
+    assert max(gains) > 0
+    assert {record.alpha for record in loose.records} == {0.05}
+    unknown = save(tmp_path / "u.jsonl", head(), [voted(i, c, None) for i, c in enumerate(COUNTS[:4])])
+    (run,) = restate(load_runs([unknown]), ["TopK:1"]).runs
+    assert {record.prediction for record in run.records} <= {0, ABSTAIN}, "the selected class"
+
+
+P = np.array([0.4, 0.25, 0.25, 0.1])
+
+
+@pytest.mark.parametrize(("alpha", "images"), [(0.05, 4000), (0.001, 20_000)])
+def test_coverage_where_the_true_radius_is_zero(alpha: float, images: int) -> None:
+    """Label 1 shares the second place with label 2: whatever is certified for k = 2 is false."""
+    counts = np.random.default_rng(11).multinomial(300, P, images)
+    label = np.ones(images, dtype=np.int64)
+    q, others = label_bounds(counts, label, alpha)
+    wrong = int((topk_l2_radius(q, others[:, [0, 2, 3]], 2, 1.0) > 0).sum())
+    assert stats.binomtest(wrong, images, alpha, alternative="greater").pvalue > 1e-6
+    # Planted: bounds each at a level that is not shared.
+    q, others = label_bounds(counts, label, 0.9999)
+    planted = int((topk_l2_radius(q, others[:, [0, 2, 3]], 2, 1.0) > 0).sum())
+    assert stats.binomtest(planted, images, alpha, alternative="greater").pvalue < 1e-6
+
+
+def test_all_bounds_hold_together() -> None:
+    alpha, images = 0.05, 4000
+    counts = np.random.default_rng(12).multinomial(200, P, images)
+    q, upper = label_bounds(counts, np.zeros(images, dtype=np.int64), alpha)
+    failed = (q < 1 - P[0]) | (upper[:, 1:] < P[1:]).any(axis=1)
+    assert stats.binomtest(int(failed.sum()), images, alpha, alternative="greater").pvalue > 1e-6
+    assert failed.any()
+
+
+def test_doubtful_votes_may_be_for_anybody(tmp_path: Path) -> None:
+    sure, doubted = ([voted(i, c, 1, extra=extra) for i, c in enumerate(COUNTS)] for extra in ({}, {"doubtful": 40}))
+    files = [save(tmp_path / f"{i}.jsonl", head(), r) for i, r in enumerate((sure, doubted))]
+    for request in ("TopK:2", "LabelSets:0,2+1,3,4"):
+        first, second = (restate(load_runs([file]), [request]).runs[0].records for file in files)
+        assert all(b.radius <= a.radius for a, b in zip(first, second, strict=True))
+        assert any(b.radius < a.radius for a, b in zip(first, second, strict=True))
+    moved = np.array([[1000, 960, 40, 0, 0]])
+    q, upper = label_bounds(moved, np.array([1]), ALPHA, missing=40, gained=40)
+    assert q[0] == pytest.approx(tail(920, ALPHA / 2))
+    assert upper[0, 3] == pytest.approx(upper_of(40))
+
+
+def upper_of(count: int) -> float:
+    return upper(count, ALPHA / 2 / (CLASSES - 1))
+
+
+def test_what_was_given_up_stays_void(tmp_path: Path) -> None:
+    void = {"prediction": ABSTAIN, "radius": 0.0, "status": "abstain", "radii": {"GaussianL2": 0.0}}
+    note = "GaussianL2: none, since 3 votes are within the logit margin and logits move by 0.2"
+    strong = np.array([1990, 5, 5, 0, 0])
+    lost = voted(0, strong, 0, extra={"doubtful": 3}, note=note, **void)
+    file = save(tmp_path / "r.jsonl", head(), [lost, voted(1, strong, 0)])
+    restated = restate(load_runs([file]), ["TopK:2", "Targets"])
+    assert [record.radius > 0 for record in restated.runs[0].records] == [False, True]
+    assert (restated.targets[0].radii[:, 1] > 0).tolist() == [False, True]
+    again = recompute(load_runs([file])[0], 0.05)
+    assert [record.radius > 0 for record in again.records] == [False, True]
+    assert again.records[0].note == note
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ("Top5", "certificate must be one of 'TopK', 'LabelSets', 'Targets', got 'Top5'"),
+        ("TopK", r"r: TopK must name a number in 1\.\.4 \(TopK:2\), got 'TopK'"),
+        ("TopK:5", r"TopK must name a number in 1\.\.4"),
+        ("LabelSets", "LabelSets must name its sets"),
+        ("LabelSets:0,1+1,2", "LabelSets must not repeat a label, got 1 twice"),
+        ("LabelSets:0-7", r"LabelSets must list labels in 0\.\.4, as 0,1 or 2-7, got '0-7'"),
+        ("LabelSets:0-4", "LabelSets must leave a class outside every set"),
+        ("Targets:3", "Targets takes no argument, got '3'"),
+    ],
+)
+def test_bad_requests_are_one_error(path: Path, request_: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        restate(load_runs([path]), [request_])
+    assert report_main([str(path), "--certificate", request_]) == 1
+
+
+def test_votes_that_say_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = fakes.save(tmp_path / "printed.jsonl", [certification(0, radius=0.3)], header())
+    pairs = {"both": [900, 50, 25, 0, 0], "exactly_one": [50, 0, 0, 0, 0]}
+    counts = 2 * np.array(pairs["both"]) + np.array(pairs["exactly_one"])
+    antithetic = save(tmp_path / "pairs.jsonl", head(), [voted(0, counts, 0, extra=pairs)])
+    for file, message in ((printed, "it was imported with radii only"), (antithetic, "antithetic pairs")):
+        with pytest.raises(ValueError, match=message):
+            restate(load_runs([file]), ["TopK:2"])
+    assert report_main([str(printed), "--certificate", "TopK:2"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    run = load_runs([save(tmp_path / "fixed.jsonl", head(), [voted(0, COUNTS[0], 0)])])[0]
+    staged = dataclasses.replace(run, records=[dataclasses.replace(run.records[0], mode="staged")])
+    with pytest.raises(ValueError, match=r"mode 'staged'.*FixedSamples"):
+        restate([staged], ["TopK:2"])
+    other = dataclasses.replace(run.header, binding={**run.header.binding, "noise": {"class": "LaplaceNoise"}})
+    with pytest.raises(ValueError, match="of GaussianNoise, got noise LaplaceNoise"):
+        restate([dataclasses.replace(run, header=other)], ["Targets"])
