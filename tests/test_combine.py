@@ -19,7 +19,7 @@ from lightning_rs.records import ABSTAIN, Certification, Header, merge, read_rec
 from lightning_rs.records.combined import combine
 from lightning_rs.report import load_runs, recompute, report
 from tests import fakes
-from tests.test_records import certification, header
+from tests.fakes import certification, header
 from tests.test_report_labels import N, save, tail, upper
 
 IMAGES, CLASSES = 24, 5

@@ -19,7 +19,7 @@ from lightning_rs.report import load_runs, recompute, report
 from lightning_rs.report.labels import restate
 from lightning_rs.statistics.labels import label_bounds
 from tests import fakes
-from tests.test_records import certification, header
+from tests.fakes import certification, header
 
 SIGMA, N, ALPHA, CLASSES = 0.5, 2000, 0.001, 5
 RNG = np.random.default_rng(3)
