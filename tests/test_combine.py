@@ -20,7 +20,7 @@ from lightning_rs.records.combined import combine
 from lightning_rs.report import load_runs, recompute, report
 from tests import fakes
 from tests.fakes import certification, header
-from tests.test_report_labels import N, save, tail, upper
+from tests.label_votes import N, save, tail, upper
 
 IMAGES, CLASSES = 24, 5
 SIGMAS = (0.25, 0.5, 1.0)

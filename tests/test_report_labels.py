@@ -14,14 +14,15 @@ from scipy.special import ndtri
 
 from lightning_rs.cli.commands import report_main
 from lightning_rs.functional import topk_l2_radius
-from lightning_rs.records import ABSTAIN, Certification, Header, RecordFile
+from lightning_rs.records import ABSTAIN, Certification, Header
 from lightning_rs.report import load_runs, recompute, report
 from lightning_rs.report.labels import restate
 from lightning_rs.statistics.labels import label_bounds
 from tests import fakes
 from tests.fakes import certification, header
+from tests.label_votes import N, save, tail, upper
 
-SIGMA, N, ALPHA, CLASSES = 0.5, 2000, 0.001, 5
+SIGMA, ALPHA, CLASSES = 0.5, 0.001, 5
 RNG = np.random.default_rng(3)
 PROBABILITIES = RNG.dirichlet([4, 2, 1, 0.5, 0.3], 30)
 COUNTS = np.array([RNG.multinomial(N, p) for p in PROBABILITIES])
@@ -45,24 +46,9 @@ def voted(index: int, counts: np.ndarray, label: int | None, **changes: Any) -> 
     return certification(index, **(fields | stated | nothing | changes))
 
 
-def save(path: Path, head: Header, records: list[Certification]) -> Path:
-    binding = {**head.binding, "subset": {"indices": [record.index for record in records]}}
-    with RecordFile(path, dataclasses.replace(head, binding=binding)) as file:
-        file.append(records)
-    return path
-
-
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return save(tmp_path / "r.jsonl", head(), [voted(i, c, int(LABELS[i])) for i, c in enumerate(COUNTS)])
-
-
-def upper(count: int, alpha: float) -> float:
-    return 1.0 if count == N else float(stats.beta.isf(alpha, count + 1, N - count))
-
-
-def tail(count: int, alpha: float) -> float:
-    return upper(N - count, alpha)
 
 
 def test_top_k_bounds_the_label_and_every_other_class(path: Path) -> None:
