@@ -14,9 +14,8 @@ from jsonargparse import ArgumentParser
 from lightning_rs.attacks import Attacker, merge_attacks, read_attacks
 from lightning_rs.records import read_records
 from lightning_rs.shipped import config_path, names
+from tests.attacks.words import FEW
 from tests.driving import certify, run, trained
-
-FEW = ("--attacker=lightning_rs.attacks.Attacker", "--attacker.n=2000", "--attacker.screen=100", "--attacker.rounds=1")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_rs.attacks import read_attacks
 from lightning_rs.records import read_records
-from tests.attacks.test_attack_command import FEW
+from tests.attacks.words import FEW
 from tests.driving import certify_words, said, start, trained
 from tests.processes import Act
 
