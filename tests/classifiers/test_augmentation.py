@@ -157,7 +157,7 @@ def test_cosine_ends_with_the_training(tmp_path: Path) -> None:
         assert rates[-1] < 1e-8
 
 
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
 def test_a_longer_training_goes_on_from_a_lower_rate(tmp_path: Path) -> None:
     """Resumed halfway the rate falls on to zero at the new end; at its end it has nowhere to fall from, and says so."""
     rates: list[float] = []
