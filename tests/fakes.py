@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,14 @@ def _decided(record: Certification, header: Header) -> Certification:
     counts = [0] * classes
     counts[record.top], counts[record.runner_up] = hits, n - hits
     return dataclasses.replace(record, counts=tuple(counts), bounds={"threshold": threshold}, radii={"GaussianL2": 0.0})
+
+
+def changed(path: Path, edit: Callable[[dict[str, Any]], Any], row: int = 0, out: Path | None = None) -> Path:
+    """Change the JSON of one line of a file, in place or into another file."""
+    lines = path.read_text().splitlines()
+    values = json.loads(lines[row])
+    edit(values)
+    lines[row] = json.dumps(values, separators=(",", ":"))
+    target = path if out is None else out
+    target.write_text("\n".join([*lines, ""]))
+    return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from lightning_rs.records import ABSTAIN, Certification, Header, merge, read_rec
 from lightning_rs.records.combined import combine
 from lightning_rs.report import load_runs, recompute, report
 from tests import fakes
-from tests.fakes import certification, header
+from tests.fakes import certification, changed, header
 from tests.label_votes import N, save, tail, upper
 
 IMAGES, CLASSES = 24, 5
@@ -182,15 +181,6 @@ def test_reports_merges_and_sentences_read_it(files: Files, tmp_path: Path) -> N
     assert read_records(tmp_path / "merged.jsonl")[1] == read_records(out)[1]
 
 
-def edited(path: Path, out: Path, line: int, change: Any) -> Path:
-    lines = path.read_text().splitlines()
-    values = json.loads(lines[line])
-    change(values)
-    lines[line] = json.dumps(values, separators=(",", ":"))
-    out.write_text("\n".join(lines) + "\n")
-    return out
-
-
 def test_every_change_of_a_combination_is_refused(files: Files) -> None:
     out = files.folder / "routed.jsonl"
     combine(files.experts, out, selector=files.selector)
@@ -229,7 +219,7 @@ def test_every_change_of_a_combination_is_refused(files: Files) -> None:
         (0, binding(lambda b: b.pop("combined")), "is missing"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_records(edited(out, files.folder / "changed.jsonl", line, change))
+            read_records(changed(out, change, line, files.folder / "changed.jsonl"))
 
 
 def test_files_that_do_not_fit_are_one_error(files: Files, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +26,7 @@ from lightning_rs.records.binding import REQUIRED
 from lightning_rs.records.recomputed import PLAIN
 from lightning_rs.records.verification import NOT_CHECKED
 from lightning_rs.report import report
-from tests.fakes import certification
+from tests.fakes import certification, changed
 from tests.helpers import HalfSpace
 
 # Facts about the data, remarks for people, and extra facts that no radius follows from.
@@ -62,8 +62,8 @@ CASES: dict[str, tuple[Noise, dict[str, Any]]] = {
 def mutations(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the record with each field changed, each number and text, inside lists and mappings too."""
     for name, value in record.items():
-        for changed in _others(value):
-            yield name, {**record, name: changed}
+        for other in _others(value):
+            yield name, {**record, name: other}
 
 
 def _others(value: Any) -> Iterator[Any]:
@@ -126,16 +126,6 @@ def test_every_mutation_is_refused(case: str, tmp_path: Path) -> None:
                 assert "\n" not in told
     assert tried > 100
     assert {field for field, _ in accepted} <= HARMLESS, [each for each in accepted if each[0] not in HARMLESS][:5]
-
-
-def changed(path: Path, edit: Callable[[dict[str, Any]], Any], row: int = 0) -> Path:
-    """Change the JSON of one line of a file."""
-    lines = path.read_text().splitlines()
-    values = json.loads(lines[row])
-    edit(values)
-    text = json.dumps(values, separators=(",", ":"))
-    path.write_text("\n".join([*lines[:row], text, *lines[row + 1 :], ""]))
-    return path
 
 
 @pytest.fixture

@@ -99,10 +99,11 @@ def test_targets_are_one_radius_a_class(path: Path, tmp_path: Path) -> None:
         for c in range(1, CLASSES):
             other = min(q, upper(counts[c], ALPHA / 2 / (CLASSES - 1)))
             assert row[c] == pytest.approx(max(0.0, 0.5 * SIGMA * (-ndtri(q) - ndtri(other))), rel=1e-8, abs=1e-12)
-    made = report([path], tmp_path / "out", certificates=["Targets", "TopK:2"], formats=["csv", "md", "tex"])
+    asked = {"certificates": ["Targets", "TopK:2"], "formats": ["csv", "md", "tex"], "names": ['mine, "theirs"']}
+    made = report([path], tmp_path / "out", **asked)
     with open(tmp_path / "out" / "report_targets.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(COUNTS)
+    assert [row["run"] for row in rows] == ['mine, "theirs"'] * len(COUNTS)
     assert [float(row["not 3"]) for row in rows] == found.radii[:, 3].tolist()
     assert "(first 20 of 30 images" in str(made)
     assert {file.name for file in made.files} >= {f"report_targets.{ending}" for ending in ("csv", "md", "tex")}

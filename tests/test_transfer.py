@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from lightning_rs.records.writing import write_whole
 from lightning_rs.session import Session
 from lightning_rs.transfer import _answers as answers
 from lightning_rs.transfer import count_harmful, describe_transfer, paired_answers, transfer, transfer_header
+from tests.fakes import changed
 from tests.helpers import HalfSpace
 
 SIGMA, SHAPE, N = 0.5, (1, 2, 2), 400
@@ -142,15 +142,6 @@ def test_other_samples_and_other_classifiers_are_refused() -> None:
         transfer(head, records, source, session(SECOND), images(2), pairs=0)
 
 
-def edited(path: Path, out: Path, line: int, change: Any) -> Path:
-    lines = path.read_text().splitlines()
-    values = json.loads(lines[line])
-    change(values)
-    lines[line] = json.dumps(values, separators=(",", ":"))
-    out.write_text("\n".join(lines) + "\n")
-    return out
-
-
 def test_files_bind_both_classifiers_and_are_computed_again(tmp_path: Path) -> None:
     source, target = session(FIRST), session(SECOND)
     head, records = certified(source, images(3))
@@ -178,7 +169,7 @@ def test_files_bind_both_classifiers_and_are_computed_again(tmp_path: Path) -> N
         (0, target_of(lambda t: t.pop("function")), "target.function is missing"),
     ):
         with pytest.raises(ValueError, match=message):
-            read_records(edited(path, tmp_path / "changed.jsonl", line, change))
+            read_records(changed(path, change, line, tmp_path / "changed.jsonl"))
 
 
 def test_int8_records_become_fp32_ones_on_the_command_line(

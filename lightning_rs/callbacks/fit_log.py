@@ -55,8 +55,9 @@ class FitLog(pl.Callback):
         self._mark = now
         images = batch["image"] if isinstance(batch, Mapping) else batch[0]
         self._images += len(images) * trainer.world_size
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        pl_module.log("train/learning_rate", float(rate), on_step=True, on_epoch=False)
+        for optimizer in trainer.optimizers[:1]:  # an objective may do without
+            rate = float(optimizer.param_groups[0]["lr"])
+            pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False)
         speed = self._images / max(self._seconds, 1e-9)
         pl_module.log("train/images_per_s", speed, on_step=True, on_epoch=False)
 

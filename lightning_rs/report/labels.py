@@ -14,6 +14,8 @@ somebody chose after looking at these votes: they must be fixed before.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -86,11 +88,13 @@ class Targets:
 
     def csv(self) -> str:
         """Return all images at full precision; the cell of the certified class is empty."""
-        lines = [",".join(["run", *self.columns])]
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["run", *self.columns])
         for record, row in zip(self.run.records, self.radii, strict=True):
             cells = ["" if np.isnan(radius) else repr(float(radius)) for radius in row]
-            lines.append(",".join([self.run.name, *_names(record), *cells]))
-        return "\n".join(lines) + "\n"
+            writer.writerow([self.run.name, *_names(record), *cells])
+        return out.getvalue()
 
 
 def restate(runs: Sequence[Run], requests: Sequence[str]) -> Restated:

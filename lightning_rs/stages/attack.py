@@ -25,6 +25,7 @@ from lightning_rs.loggers.jobs import checkpoint_file, stage_job
 from lightning_rs.noise.base import noise_from_dict, noise_to_dict
 from lightning_rs.records import ABSTAIN, Certification, Header, environment, read_records
 from lightning_rs.records.certification import to_line
+from lightning_rs.records.combined import is_combined
 from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.contradictions import allowed_contradictions, keep, refuse_contradictions
 from lightning_rs.stages.ranks import on_rank_zero
@@ -291,6 +292,8 @@ def _chosen(header: Header, name: str | None, path: Path) -> dict[str, Any]:
     """Return what the header says of the certificate to attack."""
     if header.imported:
         raise ValueError(f"records must be made by certify to be attacked; {path} was imported")
+    if is_combined(header):
+        raise ValueError(f"records must be of one classifier to be attacked; {path} combines others: attack those")
     specs = [dict(spec) for spec in header.binding["certificates"]]
     if name is None:
         return specs[0]

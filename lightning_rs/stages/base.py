@@ -67,7 +67,8 @@ class SmoothingStage(pl.LightningDataModule, ABC):
     def step(self, batch: Mapping[str, Tensor]) -> list[int]:
         """Work on a batch ``{"index", "image", "label"}`` and return one number an image.
 
-        With several processes a bad image ends the work of its own process only; :meth:`raise_errors` follows.
+        What comes before a bad image is done first. With several processes a bad image ends the work of its own process
+        only; :meth:`raise_errors` follows.
 
         Raises:
             ValueError: for an image that is not finite, outside the domain or off the grid, naming its index.
@@ -75,8 +76,11 @@ class SmoothingStage(pl.LightningDataModule, ABC):
         if self._error is not None:
             return []
         try:
-            self.check_images(batch)
-            return self._step(batch)
+            good, refusal = self._before_a_bad_one(batch)
+            done = self._step({name: each[:good] for name, each in batch.items()}) if good else []
+            if refusal is not None:
+                raise refusal
+            return done
         except ValueError as error:
             if self.pl_trainer.world_size == 1:
                 raise
@@ -161,12 +165,19 @@ class SmoothingStage(pl.LightningDataModule, ABC):
     @final
     def check_images(self, batch: Mapping[str, Tensor]) -> None:
         """Refuse the first bad image of a batch by its own index."""
-        for image, index in zip(batch["image"], batch["index"].tolist(), strict=True):
+        _, refusal = self._before_a_bad_one(batch)
+        if refusal is not None:
+            raise refusal
+
+    def _before_a_bad_one(self, batch: Mapping[str, Tensor]) -> tuple[int, ValueError | None]:
+        """Return how many images come before the first bad one, and why that is none to work on."""
+        for place, (image, index) in enumerate(zip(batch["image"], batch["index"].tolist(), strict=True)):
             try:
                 self.session.noise.check_input(image[None], self.data.domain, self.data.grid)
             except ValueError as error:
                 reason = str(error).removesuffix(" of image 0 of the batch")
-                raise ValueError(f"image {index} of {self.data.name}: {reason}") from error
+                return place, ValueError(f"image {index} of {self.data.name}: {reason}")
+        return len(batch["image"]), None
 
     @final
     def one(self, position: int) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +12,11 @@ from jsonargparse import ArgumentParser
 
 from lightning_rs.attacks import Attacker, merge_attacks, read_attacks
 from lightning_rs.records import read_records
+from lightning_rs.records.combined import combine
 from lightning_rs.shipped import config_path, names
 from tests.attacks.words import FEW
 from tests.driving import certify, run, trained
+from tests.fakes import changed
 
 
 @pytest.fixture(scope="module")
@@ -66,15 +67,6 @@ def run_merge(parts: list[Path], out: Path) -> int:
     return main(["merge", *map(str, parts), "--out", str(out)])
 
 
-def changed(records: Path, out: Path, **binding: Any) -> Path:
-    """Return a copy of the records whose header says something else."""
-    first, *rest = records.read_text().splitlines()
-    header = json.loads(first)
-    header["binding"].update(binding)
-    out.write_text("\n".join([json.dumps(header, separators=(",", ":")), *rest]) + "\n")
-    return out
-
-
 def test_what_does_not_belong_together_is_one_line(
     records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -85,11 +77,14 @@ def test_what_does_not_belong_together_is_one_line(
     torch.save(contents, other)
     binding = read_records(records)[0].binding
     runtime = {**binding["runtime"], "micro_batch": binding["runtime"]["micro_batch"] * 2, "device": "elsewhere"}
+    again, combined = tmp_path / "again.jsonl", tmp_path / "combined.jsonl"
+    assert certify(again, "--certifier.init_args.seed=1", max=4) == 0
+    combine([records, again], combined)
     capsys.readouterr()
     for path, ckpt, words, message in (
         (records, other, (), "are not of this checkpoint, noise, runtime and data: classifier"),
         (
-            changed(records, tmp_path / "runtime.jsonl", runtime=runtime),
+            changed(records, lambda h: h["binding"].update(runtime=runtime), out=tmp_path / "runtime.jsonl"),
             None,
             (),
             "runtime.device: 'elsewhere' != 'cpu'",
@@ -104,6 +99,7 @@ def test_what_does_not_belong_together_is_one_line(
         (records, None, ("--certificate=GaussianL3",), "certificate must be one of GaussianL2, got 'GaussianL3'"),
         (records, None, ("--attacker.attacks=[{class_path: lightning_rs.attacks.SplittingMoves}]",), "norm 'l2'"),
         (tmp_path / "nowhere.jsonl", None, (), "nowhere.jsonl"),
+        (combined, None, (), f"records must be of one classifier to be attacked; {combined} combines others"),
     ):
         assert attack(path, f"--out={tmp_path / 'x.jsonl'}", *words, ckpt=ckpt) == 2
         said = [line for line in capsys.readouterr().err.splitlines() if "rror" in line]
@@ -122,7 +118,7 @@ def test_records_of_another_noise_are_one_line(tmp_path: Path, capsys: pytest.Ca
     # A header that was changed is refused by its radii, which no longer follow from the counts.
     assert certify(tmp_path / "s.jsonl", max=2) == 0
     noise = {**read_records(tmp_path / "s.jsonl")[0].binding["noise"], "sigma": 0.5}
-    assert attack(changed(tmp_path / "s.jsonl", tmp_path / "changed.jsonl", noise=noise)) == 2
+    assert attack(changed(tmp_path / "s.jsonl", lambda h: h["binding"].update(noise=noise))) == 2
 
 
 def test_a_network_without_gradient_is_told_which_black_box_to_use(
