@@ -106,13 +106,17 @@ def test_targets_are_one_radius_a_class(path: Path, tmp_path: Path) -> None:
     assert [row["run"] for row in rows] == ['mine, "theirs"'] * len(COUNTS)
     assert [float(row["not 3"]) for row in rows] == found.radii[:, 3].tolist()
     assert "(first 20 of 30 images" in str(made)
+    # Another statement is another table, figure and envelope: its radii say less.
+    assert [(group.title, len(group.runs)) for group in made.groups] == [("l2", 1), ("l2, TopK:2", 1)]
+    assert "l2, TopK:2: certified accuracy at radius r =" in str(made)
+    assert {"report.csv", "report_l2-TopK-2.csv"} <= {file.name for file in made.files}
     assert {file.name for file in made.files} >= {f"report_targets.{ending}" for ending in ("csv", "md", "tex")}
     for name in ("report.md", "report_targets.md", "report_targets.tex"):
         assert "must have been fixed before these votes were seen" in (tmp_path / "out" / name).read_text()
 
 
 def test_another_alpha_and_unknown_labels(path: Path, tmp_path: Path) -> None:
-    strict, loose = (report([path], alpha=alpha, certificates=["TopK:2"]).groups[0].runs[1] for alpha in (0.001, 0.05))
+    strict, loose = (report([path], alpha=alpha, certificates=["TopK:2"]).groups[1].runs[0] for alpha in (0.001, 0.05))
     gains = [b.radius - a.radius for a, b in zip(strict.records, loose.records, strict=True)]
     assert min(gains) >= 0
     assert max(gains) > 0

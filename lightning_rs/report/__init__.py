@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class Report:
     """A report: one group of runs for each norm, because radii of different norms are not compared.
 
     Attributes:
-        groups: the groups, in the order in which their norms appear.
+        groups: the groups, one a norm and statement, in the order in which they appear.
         remarks: what was left out and why, and what files of an old version do not bind; the notes repeat it.
         files: what was written.
         targets: how far images are from every other class, where that was asked for.
@@ -100,16 +101,17 @@ def report(
         remarks += left_out
     restated = restate(runs, certificates)
     remarks += restated.notes
-    own, runs = {id(run) for run in runs}, [*runs, *restated.runs]
+    # Radii of different statements are not compared: "among the k most probable" says less than "is the most probable".
+    said = [(run, "") for run in runs] + [(run, run.certificate) for run in restated.runs]
     groups = []
-    for norm in dict.fromkeys(run.norm for run in runs):
-        members = [run for run in runs if run.norm == norm]
-        matched = pairs([run for run in members if id(run) in own]) if paired else []
+    for norm, statement in dict.fromkeys((run.norm, stated) for run, stated in said):
+        members = [run for run, stated in said if (run.norm, stated) == (norm, statement)]
+        matched = pairs(members) if paired and not statement else []
         at = default_radii(members) if given is None else given
-        groups.append(Group(norm, members, at, rho, method, matched, changes(members), remarks))
+        groups.append(Group(norm, members, at, rho, method, matched, changes(members), remarks, statement))
     files = []
     for number, group in enumerate(groups if out is not None else []):
-        ending = "" if number == 0 else f"_{''.join(c if c.isalnum() else '-' for c in group.norm)}"
+        ending = "" if number == 0 else "_" + re.sub("[^0-9A-Za-z]+", "-", group.title)
         files += write_group(group, Path(out or ""), f"report{ending}", chosen)
     if out is not None:
         files += write_targets(restated.targets, Path(out), chosen)

@@ -96,7 +96,7 @@ def _csv(group: Group) -> dict[str, str]:
 def _markdown(
     group: Group, stem: str, figures: dict[str, tuple[str, Callable[[], Figure]]], picture: str | None
 ) -> str:
-    blocks = [f"# Certified robustness, {markdown(group.norm)}"]
+    blocks = [f"# Certified robustness, {markdown(group.title)}"]
     if picture:
         blocks += [f"![{what}]({_file(stem, ending, picture)})" for ending, (what, _) in figures.items()]
     blocks += [table.markdown() for table in group.tables()]
@@ -118,7 +118,8 @@ def _tex(
             r"\begin{figure}[htbp]\centering",
             r"\includegraphics[width=\linewidth,height=0.8\textheight,keepaspectratio]"
             rf"{{{_file(stem, ending, picture)}}}",
-            rf"\caption{{{latex(group.norm)}: {what}}}\label{{fig:{label}{ending.replace('_', '-')}}}", r"\end{figure}",
+            rf"\caption{{{latex(group.title)}: {what}}}\label{{fig:{label}{ending.replace('_', '-')}}}",
+            r"\end{figure}",
         ]) for ending, (what, _) in figures.items()
     ] if picture else []  # fmt: skip
     head = latex_comment(
@@ -127,7 +128,7 @@ def _tex(
     document = [
         head, r"\documentclass[a4paper]{article}", r"\usepackage[utf8]{inputenc}", r"\usepackage[margin=2cm]{geometry}",
         r"\usepackage{booktabs,array,graphicx}", r"\begin{document}",
-        rf"\section*{{Certified robustness, {latex(group.norm)}}}",
+        rf"\section*{{Certified robustness, {latex(group.title)}}}",
         *drawn, *([r"\clearpage"] if drawn else []), *spaced, notes, r"\end{document}",
     ]  # fmt: skip
     needs = latex_comment(r"needs \usepackage{booktabs,array}")

@@ -1,4 +1,4 @@
-"""One norm of a report: the numbers, the tables and the notes that say what they mean."""
+"""One norm and statement of a report: the numbers, the tables and the notes that say what they mean."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _METHODS = {
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one norm, with the radii at which they are compared.
+    """Runs of one norm and statement, with the radii at which they are compared.
 
     Attributes:
         norm: norm of all radii.
@@ -51,6 +51,7 @@ class Group:
         pairs: runs that are compared image by image.
         changes: further certificates of a file beside its first one.
         remarks: what is to be known of the files before the numbers are read.
+        statement: what is certified, where it is not that the answer stays the same.
     """
 
     norm: str
@@ -61,6 +62,12 @@ class Group:
     pairs: Sequence[Pair] = ()
     changes: Sequence[Change] = ()
     remarks: Sequence[str] = ()
+    statement: str = ""
+
+    @property
+    def title(self) -> str:
+        """The norm, and the statement."""
+        return f"{self.norm}, {self.statement}" if self.statement else self.norm
 
     def tables(self) -> list[Table]:
         """Return accuracies, Theorem 5 bounds and intervals, rounded for people: bounds away from the claim."""
@@ -71,14 +78,14 @@ class Group:
             *self._votes(),
             self._averages(),  # last of these: easy images dominate it, and it grows with n
             Table(
-                f"{self.norm}: true certified accuracy of these images is at least, with probability >= "
+                f"{self.title}: true certified accuracy of these images is at least, with probability >= "
                 f"{complement(self.rho)} ({_METHODS[self.method]})",
                 ["run", *at],
                 [self._bounds(run) for run in self.runs],
                 "theorem-5",
             ),
             Table(
-                f"{self.norm}: {CONFIDENCE:.0%} Clopper-Pearson intervals for random images of the same kind",
+                f"{self.title}: {CONFIDENCE:.0%} Clopper-Pearson intervals for random images of the same kind",
                 ["run", *at],
                 [[run.name, *self._intervals(run)] for run in self.runs],
                 "intervals",
@@ -187,7 +194,7 @@ class Group:
         if len(self.runs) > 1:
             blank = [""] * (len(columns) - 1)
             rows.append(["envelope (descriptive)", *blank, *map(_nearest, self._envelope())])
-        return Table(f"{self.norm}: certified accuracy at radius r =", [*columns, *at], rows, "accuracy")
+        return Table(f"{self.title}: certified accuracy at radius r =", [*columns, *at], rows, "accuracy")
 
     def _accuracy_row(self, run: Run, undecided: bool) -> list[str]:
         records = run.records
@@ -200,19 +207,21 @@ class Group:
             [run.name, *(_nearest(mean(run.records), 4) for mean in (average_certified_radius, hard_half_radius))]
             for run in self.runs
         ]
-        return Table(f"{self.norm}: average certified radius, in input units", ["run", "ACR", "hard half"], rows, "acr")
+        return Table(
+            f"{self.title}: average certified radius, in input units", ["run", "ACR", "hard half"], rows, "acr"
+        )
 
     def _scaled(self) -> Table:
         radii = self.scaled_radii
         rows = [[run.name, *map(_nearest, run.accuracy([r * run.sigma for r in radii]))] for run in self.runs]
         columns = ["run", *(f"{radius:g}" for radius in radii)]
-        return Table(f"{self.norm}: certified accuracy at r / sigma =", columns, rows, "scaled")
+        return Table(f"{self.title}: certified accuracy at r / sigma =", columns, rows, "scaled")
 
     def _votes(self) -> list[Table]:
         shares = [(run, _shares(run)) for run in self.runs]
         rows = [[run.name, *map(_nearest, found)] for run, found in shares if found is not None]
         columns = ["run", *(f"{1 - tail:g}" for tail in _TAILS)]
-        title = f"{self.norm}: share of images that are right and whose lower bound of p >= "
+        title = f"{self.title}: share of images that are right and whose lower bound of p >= "
         return [Table(title.rstrip(), columns, rows, "votes")] if rows else []
 
     def _bounds(self, run: Run) -> list[str]:
