@@ -470,3 +470,18 @@ class TestDescription:
         network = tiny_cnn()
         session = Certifier(n0=5, n=10).session(network, GaussianNoise(0.5), SHAPE)
         assert session.classifier == state_dict_sha256(network)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "int8"])
+def test_a_session_of_another_micro_batch_is_the_one_that_begins_with_it(precision: Any) -> None:
+    made = Certifier(n0=20, n=500, runtime=Runtime(precision=precision, threads=1))
+    small, right = (
+        made.session(tiny_cnn(), GaussianNoise(0.25), SHAPE, micro_batch=size, grid=255) for size in (2, 64)
+    )
+    list(small.certify(torch.full((1, *SHAPE), 0.2)))  # what was prepared and probed before is forgotten
+    small.resize(64)
+    assert small.describe() == right.describe()
+    x = torch.randint(256, (3, *SHAPE), generator=torch.Generator().manual_seed(1)) / 255
+    records = [[record.to_json() for record in session.certify(x)] for session in (small, right)]
+    assert records[0] == records[1]
+    assert small.probed == right.probed
