@@ -50,8 +50,8 @@ def patch_size(
     Raises:
         ValueError: for negative or fractional votes, more votes for a class than positions, a part too large.
 
-    >>> [int(value) for value in patch_size([2, 24, 2], 28, 28, 2, "band")]
-    [1, 9]
+    >>> print(*patch_size([2, 24, 2], 28, 28, 2, "band"))
+    1 9
     """
     check_choice("kind", kind, ("band", "block"))
     rows, columns = check_at_least("height", height, 1), check_at_least("width", width, 1)
