@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_rs.attacks import Attacker, AttackRecord
 from lightning_rs.callbacks.fit_log import FitLog
+from lightning_rs.callbacks.pace import TrainingPace
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming
 from lightning_rs.classifiers.base import BaseClassifier
@@ -225,6 +226,8 @@ class Trainer(pl.Trainer):
     ) -> None:
         """Train, as pytorch_lightning does; data sets and pairs of tensors (images, labels) can stand for loaders.
 
+        The progress bar shows images a second and the time left (``lightning_rs.callbacks.TrainingPace``).
+
         Args:
             model: the classifier.
             train_dataloaders: loaders, or a Dataset or a pair of tensors.
@@ -242,13 +245,15 @@ class Trainer(pl.Trainer):
         if not isinstance(model, BaseClassifier):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
             return
-        log = FitLog()
-        self.callbacks.insert(0, log)  # type: ignore[attr-defined]  # before those that log when the training starts
+        paced = any(isinstance(each, TrainingPace) for each in self.callbacks)  # type: ignore[attr-defined]
+        added: list[pl.Callback] = [FitLog(), *([] if paced else [TrainingPace()])]
+        self.callbacks[:0] = added  # type: ignore[attr-defined]  # before those that log when the training starts
         try:
             with held(self):
                 super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
         finally:
-            self.callbacks.remove(log)  # type: ignore[attr-defined]
+            for each in added:
+                self.callbacks.remove(each)  # type: ignore[attr-defined]
 
     def predict(
         self,

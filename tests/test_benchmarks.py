@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not installed
 
-from benchmarks import before, common, first_order, l1_cost, lattice, one_pass, samples, scaling, splitting, throughput
+from benchmarks import (
+    before,
+    common,
+    first_order,
+    l1_cost,
+    lattice,
+    one_pass,
+    samples,
+    scaling,
+    splitting,
+    throughput,
+    training,
+    training_table,
+)
 from lightning_rs.budgets import FixedSamples, Group, StagedSamples
 from lightning_rs.certificates import GaussianL1, GaussianLinf
 from lightning_rs.certifier import Certifier
 from lightning_rs.classifiers import NoiseAugmentation
 from lightning_rs.data import Digits
 from lightning_rs.engine.runtime import Runtime
+from lightning_rs.networks import Normalize
 from lightning_rs.noise import GaussianNoise
+from lightning_rs.records import Certification
 from tests.fakes import certification
 from tests.helpers import HalfSpace
 from tests.reported import SIGMA, from_votes, save
@@ -296,3 +313,62 @@ def test_turns_alternate_and_a_rate_counts_what_was_done(monkeypatch: pytest.Mon
     rates = common.alternate({"a": work("a", 1000, 50.0), "b": work("b", 1, 2.0)}, seconds=4, rounds=3)
     assert turns[-6:] == ["a", "b"] * 3
     assert rates == {"a": pytest.approx([50.0] * 3), "b": pytest.approx([2.0] * 3)}
+
+
+def test_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "training.json"
+    training.main(["--quick", "--device", "cpu", "--out", str(out)])
+    found = written(out)
+    (row,) = found["training"]
+    assert set(row["rates"]) == {"fit", "published", "alone"}
+    assert all(len(rates) == 2 and min(rates) > 0 for rates in row["rates"].values())
+    (share,) = found["shares"]
+    parts = [share[part] for part in ("validation", "certification", "checkpoints")]
+    assert min(parts) > 0
+    assert sum(parts) < share["seconds"]
+    said = capsys.readouterr().out
+    assert "| fit / published" in said
+    assert "| together" in said
+
+
+def test_the_training_contenders_do_the_steps_they_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches: list[int] = []
+    forward = nn.Sequential.forward
+
+    def counted(self: nn.Sequential, rows: torch.Tensor) -> torch.Tensor:
+        if isinstance(self[0], Normalize) and len(rows) > 1:  # one row when the network is built
+            batches.append(len(rows))
+        return forward(self, rows)
+
+    monkeypatch.setattr(nn.Sequential, "forward", counted)
+    args: Any = Namespace(device="cpu", precision="32-true", compile=False)
+    for work in (
+        training.fitting("digits_cnn", args, str(tmp_path)),
+        training.published_loop("digits_cnn", args),
+        training.passes_alone("digits_cnn", args),
+    ):
+        batches.clear()
+        assert work(2 * training.BATCH + 1)[0] == 3 * training.BATCH
+        assert batches == [training.BATCH] * 3
+
+
+def test_the_training_table_pairs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def row(index: int, hits: int, label: int = 1) -> Certification:
+        return from_votes(index, label, [1000 - hits, hits, 0], 0.001)
+
+    votes = {"first": [row(0, 900), row(1, 800), row(2, 800)], "second": [row(0, 950), row(1, 900), row(2, 990, 2)]}
+    files = [save(tmp_path / f"{name}.jsonl", records) for name, records in votes.items()]
+    costs = tmp_path / "costs.json"
+    costs.write_text(json.dumps({"second": {"passes": "2 + 2"}}))
+    small, large = votes["first"][0].radius, votes["second"][0].radius
+    rows = training_table.main([*map(str, files), "--radii", str(small), "--costs", str(costs)])
+    assert [row["passes"] for row in rows] == ["", "2 + 2"]
+    gains = [large - small, small - votes["first"][1].radius, -votes["first"][2].radius]
+    half = 4.302652729911275 * np.std(gains, ddof=1) / 3**0.5  # Student's t, two degrees of freedom
+    assert [row["less the first"] for row in rows] == ["", f"{np.mean(gains):+.4f} ± {half:.4f}"]
+    assert [row[f"at {small:g}"] for row in rows] == ["0.333", "0.667"]
+    assert rows[1]["ACR"].startswith(f"{(large + small) / 3:.4f} ±")  # the wrong image counts as 0
+    assert "3 images" in capsys.readouterr().out
+    other = save(tmp_path / "other.jsonl", votes["first"][:1])
+    with pytest.raises(ValueError, match="other must hold the images of first: 1 and 3 records"):
+        training_table.read([files[0], other])

@@ -1,7 +1,8 @@
 """Gradient ascent of a training step inside the ball around an image and the box of the pixels.
 
 Both sets contain the image, and moving every coordinate towards it never leaves the ball: projecting to the ball and
-clamping to the box gives a point of both. Steps have a fixed length along the normalised gradient; an image whose
+clamping to the box gives a point of both. In l1, where that is far from the nearest one, the projection to both at once
+is that of the attacks. Steps have a fixed length along the normalised gradient; an image whose
 gradient is zero stays where it is.
 """
 
@@ -15,6 +16,9 @@ import torch
 from torch import Tensor
 
 from lightning_rs.noise import (
+    AblationNoise,
+    BandNoise,
+    BlockNoise,
     DeterministicSplittingNoise,
     LaplaceNoise,
     MixedNormNoise,
@@ -24,15 +28,27 @@ from lightning_rs.noise import (
     UniformNoise,
 )
 from lightning_rs.noise.base import Domain
+from lightning_rs.numerics.projections import project_l1
 
 Norm = Literal["l1", "l2", "linf"]
 _L1 = (LaplaceNoise, UniformNoise, SplittingNoise, DeterministicSplittingNoise)
 _LINF = (MixedNormNoise, PureLinfNoise)
+_DROPPING = (AblationNoise, BandNoise, BlockNoise)
 _SPARSE = 0.05  # share of the coordinates that one l1 step moves
 
 
 def norm_of(noise: Noise) -> Norm:
-    """Return the norm of the balls that a law's usual certificate is about."""
+    """Return the norm of the balls that a law's usual certificate is about, in which a training attacks.
+
+    Raises:
+        ValueError: for a noise that drops pixels: its certificates count pixels, and no gradient tells how to choose.
+    """
+    if isinstance(noise, _DROPPING):
+        raise ValueError(
+            f"noise must be one whose gradient reaches the pixels for an attack in training, got {noise!r}: it drops "
+            "pixels, and its certificates count those that change. NoiseAugmentation, Stability and Consistency need "
+            "no gradient by the pixels"
+        )
     return "l1" if isinstance(noise, _L1) else "linf" if isinstance(noise, _LINF) else "l2"
 
 
@@ -96,24 +112,15 @@ def direction(gradients: Tensor, norm: Norm) -> Tensor:
 
 
 def project(point: Tensor, images: Tensor, eps: float, norm: Norm, domain: Domain) -> Tensor:
-    """Return a point of the ball around each image and of the box near ``point``."""
+    """Return a point of the ball around each image and of the box near ``point``; in l1 the nearest one."""
+    if norm == "l1":
+        start, end = images.flatten(1), point.flatten(1)
+        found = project_l1(end, start, end.new_full((len(end),), eps), domain).view_as(images)
+        return torch.empty_like(images).copy_(found)  # in the layout of the images, by which variates are met
     delta = (point - images).flatten(1)
     if norm == "linf":
         delta = delta.clamp(-eps, eps)
-    elif norm == "l2":
-        delta = delta * (eps / torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp(min=eps))
     else:
-        delta = _to_l1_ball(delta, eps)
+        delta = delta * (eps / torch.linalg.vector_norm(delta, dim=1, keepdim=True).clamp(min=eps))
     inside = images + delta.view_as(images)
     return inside if domain is None else inside.clamp(*domain)
-
-
-def _to_l1_ball(delta: Tensor, eps: float) -> Tensor:
-    """Return the projection of each row to the l1 ball: soft thresholding (Duchi et al. 2008)."""
-    size = delta.abs()
-    falling = size.sort(dim=1, descending=True).values
-    count = torch.arange(1, size.shape[1] + 1, device=size.device)
-    level = (falling.cumsum(1) - eps) / count
-    last = (falling > level).sum(1, keepdim=True).clamp(min=1) - 1
-    threshold = level.gather(1, last).clamp(min=0.0)
-    return delta.sign() * (size - threshold).clamp(min=0.0)

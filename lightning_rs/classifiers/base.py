@@ -56,9 +56,10 @@ class BaseClassifier(pl.LightningModule, ABC):
         std: standard deviation of each channel; from the data.
         domain: interval of the pixels, None for R^d; from the data.
         grid: number of grey levels minus one, None if the inputs lie on no grid; from the data.
-        init_from: checkpoint whose network's weights a training starts from (warm start, for instance from another
-            sigma); None starts from random weights. A resumed training does not read it.
-        channels_last: keep weights and images of a training channels_last where images have several channels.
+        init_from: checkpoint, or the name of a shipped one, whose network's weights a training starts from (warm
+            start, for instance from another sigma); None starts from random weights. A resumed training does not read
+            it.
+        channels_last: keep weights and images of a training channels_last where inputs are images.
         compile: train the network through ``torch.compile``.
     """
 
@@ -128,7 +129,7 @@ class BaseClassifier(pl.LightningModule, ABC):
         self._scheduler = scheduler
         self._monitor = monitor
         self._init_from = None if init_from is None else str(init_from)
-        self._channels_last = channels_last and len(self.shape) == 3 and self.shape[0] > 1
+        self._channels_last = channels_last and len(self.shape) == 3
         self._compile = compile
         self._finite = FiniteLoss()
         self._seed: int | None = None
@@ -265,10 +266,14 @@ class BaseClassifier(pl.LightningModule, ABC):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ImageDataModule):
             data.keyed_training = self.needs_index
-        if self._channels_last:
-            self.network.to(memory_format=torch.channels_last)
+        self.lay_out()
         if self._compile:
             self.network.compile()
+
+    def lay_out(self) -> None:
+        """Bring the weights into the memory layout of a training."""
+        if self._channels_last:
+            self.network.to(memory_format=torch.channels_last)
 
     def laid_out(self, images: Tensor) -> Tensor:
         """Return training images in the memory layout of the weights, for :meth:`variates` and the network."""

@@ -7,16 +7,21 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lightning_rs.shipped import checkpoint_path
+
 _PREFIX = "network."
 
 
 def load_initial_weights(network: nn.Module, path: str | Path) -> None:
     """Load the network of a checkpoint of ours into ``network``, which has the same shape; its noise does not matter.
 
+    ``path`` is a file, or the name of a shipped checkpoint.
+
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds no network of ours, or another one.
     """
+    path = checkpoint_path(path)
     if not Path(path).is_file():
         raise FileNotFoundError(f"init_from must be a checkpoint file, got {str(path)!r}, which does not exist")
     try:

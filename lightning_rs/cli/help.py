@@ -18,6 +18,7 @@ _WHAT = {
     "import": "turn a table of radii into a record file",
     "export": "turn a record file into a table",
     "study": "experiments on laws and bounds",
+    "levels": "train at several noise levels, and certify each at its own or at several",
     "configs": "list the configurations that come with the package, or copy them",
     "combine": "combine record files of several classifiers",
 }

@@ -24,6 +24,7 @@ COMMANDS = {
     "import": ("commands", "import_main"),
     "export": ("commands", "export_main"),
     "study": ("study", "study_main"),
+    "levels": ("levels", "levels_main"),
     "configs": ("configs", "configs_main"),
 }
 # Commands with a model, which Lightning's parser understands.

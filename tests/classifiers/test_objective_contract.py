@@ -31,6 +31,9 @@ from lightning_rs.classifiers import (
 )
 from lightning_rs.data import Digits
 from lightning_rs.noise import (
+    AblationNoise,
+    BandNoise,
+    BlockNoise,
     DeterministicSplittingNoise,
     GaussianNoise,
     LaplaceNoise,
@@ -56,6 +59,10 @@ class Example:
 # No objectives of a classifier under noise: what they promise stands in networks/test_denoise.
 WITHOUT_NOISY_COPIES: set[type[BaseClassifier]] = {CleanTraining, DenoiserTraining}
 WEIGHTS = (({"lam": -1.0}, "lam must be >= 0, got -1.0"), ({"lam": float("nan")}, "lam must not be NaN"))
+DROPPING = tuple(
+    ({"noise": noise}, "gradient reaches the pixels for an attack in training, got .*: it drops pixels")
+    for noise in (AblationNoise(9, shape=(1, 8, 8)), BandNoise(3, shape=(1, 8, 8)), BlockNoise(3, shape=(1, 8, 8)))
+)
 EXAMPLES: dict[type[BaseClassifier], list[Example]] = {
     NoiseAugmentation: [Example()],
     Stability: [
@@ -89,6 +96,7 @@ EXAMPLES: dict[type[BaseClassifier], list[Example]] = {
             {"eps": 0.5, "steps": 2, "copies": 2, "warmup": 2},
             (
                 *WEIGHTS,
+                *DROPPING,
                 ({"eps": 127.0}, r"eps must lie in \(0, 8\], the l2 diameter of the images, in pixel units .* got 127"),
                 ({"eps": 0.0}, "eps must lie in"),
                 ({"eps": float("nan")}, "eps must lie in .* got nan"),
@@ -109,6 +117,7 @@ EXAMPLES: dict[type[BaseClassifier], list[Example]] = {
         Example(
             {"eta": 2.0, "steps": 2, "step_size": 0.5, "copies": 2, "warmup": 0},
             (
+                *DROPPING,
                 ({"eta": -1.0}, "eta must be >= 0, got -1.0"),
                 ({"steps": 0}, "steps must be a whole number >= 1, got 0"),
                 ({"step_size": 255.0}, "eps must lie in .* got 255"),
