@@ -7,16 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-import lightning_rs.data
 from lightning_rs.certificates.natural import natural_certificate
 from lightning_rs.certifier import Certifier
 from lightning_rs.class_paths import class_named
 from lightning_rs.classifiers.base import CHECKPOINT_KEY, BaseClassifier
+from lightning_rs.data import Digits
 from lightning_rs.networks import state_dict_sha256
-from tests.conftest import SHARED
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
 MANIFEST: list[dict[str, Any]] = json.loads((FOLDER / "manifest.json").read_text())["checkpoints"]
@@ -40,10 +40,23 @@ def test_the_file_is_the_one_that_was_measured(entry: dict[str, Any]) -> None:
     assert entry["licence"]
 
 
+def images_of(name: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first test images in [0, 1] and their labels; of MNIST, of those that lie beside this file."""
+    if name == "Digits":
+        data = Digits()
+        data.setup("test")
+        batch = data.dataset("test").__getitems__(list(range(count)))
+        return batch.image, batch.label
+    assert name == "MNIST"
+    # Test images 0, 200, 400, ... of MNIST (LeCun, Cortes and Burges; CC BY-SA 3.0), unchanged.
+    with np.load(Path(__file__).with_name("mnist.npz")) as held:
+        return torch.from_numpy(held["images"][:count, None] / np.float32(255)), torch.from_numpy(
+            held["labels"][:count]
+        )
+
+
 @pytest.mark.parametrize("entry", MANIFEST, ids=by_name)
 def test_it_loads_without_pickle_and_certifies(entry: dict[str, Any]) -> None:
-    if entry["data"] != "Digits" and not (SHARED / "data" / "MNIST").is_dir():
-        pytest.skip(f"{entry['data']} is not at {SHARED / 'data'}")
     path = FOLDER / entry["file"]
     contents = torch.load(path, weights_only=True, map_location="cpu")
     assert "optimizer_states" not in contents
@@ -51,17 +64,14 @@ def test_it_loads_without_pickle_and_certifies(entry: dict[str, Any]) -> None:
     model = kind_of_model.load_from_checkpoint(path, weights_only=True).eval()
     assert type(model.noise).__name__ == entry["noise"].partition("(")[0]
     assert type(model).__name__ == entry.get("objective", "NoiseAugmentation").partition("(")[0]
-    assert str(SHARED) not in str(contents[CHECKPOINT_KEY])  # no path of the machine that trained it
+    assert "/work/" not in str(contents[CHECKPOINT_KEY])  # no path of the machine that trained it
     assert state_dict_sha256(model.network) == entry["classifier"]
-    kind = getattr(lightning_rs.data, entry["data"])
-    data = kind() if entry["data"] == "Digits" else kind(root=SHARED / "data")
-    data.setup("test")
-    test = data.dataset("test")
-    rows = list(range(min(len(test), 1000)))
-    batch = test.__getitems__(rows)
+    images, labels = images_of(entry["data"], 50)
     with torch.inference_mode():
-        accuracy = float((model(batch.image).argmax(1) == batch.label).float().mean())
-    assert accuracy >= entry["clean_accuracy"] - 0.015
+        right = float((model(images).argmax(1) == labels).float().mean())
+    assert right >= entry["clean_accuracy"] - 0.05
     certificate = natural_certificate(type(model.noise))()
-    records = Certifier([certificate], n=1000).certify(model.network, model.noise, batch.image[:20], batch.label[:20])
-    assert sum(record.correct for record in records) >= 17
+    certified = Certifier([certificate], n=500).certify(model.network, model.noise, images[:12], labels[:12])
+    radius = float(np.mean([record.radius if record.correct else 0.0 for record in certified]))
+    # Other machines round otherwise: a vote in some hundred may fall on the other side.
+    assert radius == pytest.approx(entry["radius_of_12_images_at_n_500"], rel=0.02)

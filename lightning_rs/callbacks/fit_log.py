@@ -1,9 +1,7 @@
-"""What loggers are told of every training: when it begins, its configuration, learning rate and speed."""
+"""What loggers are told of every training: when it begins, its configuration and learning rate."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,20 +14,10 @@ from lightning_rs.loggers.runs import link_checkpoint
 
 
 class FitLog(pl.Callback):
-    """Begins the W&B run with the training, and logs ``train/learning_rate`` and ``train/images_per_s``.
+    """Begins the W&B run with the training, and logs ``train/learning_rate``.
 
-    ``lightning_rs.Trainer.fit`` puts it before all other callbacks. The speed is that of all processes since the epoch
-    began, without validation.
-
-    Args:
-        clock: for tests.
+    ``lightning_rs.Trainer.fit`` puts it before all other callbacks.
     """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__()
-        self._clock = clock
-        self._mark = 0.0
-        self._seconds, self._images = 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: data, network and a validation batch were found good."""
@@ -37,29 +25,13 @@ class FitLog(pl.Callback):
         callbacks = [each for each in trainer.callbacks if isinstance(each, EpochEndCertification)]  # type: ignore[attr-defined]
         begin(trainer, fit_job(trainer, pl_module, [each.planned(pl_module) for each in callbacks]))
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning hook: count anew."""
-        self._seconds, self._images = 0.0, 0
-        self._mark = self._clock()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning hook: what validation took does not count."""
-        self._mark = self._clock()
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Lightning hook: log."""
-        now = self._clock()
-        self._seconds += now - self._mark
-        self._mark = now
-        images = batch["image"] if isinstance(batch, Mapping) else batch[0]
-        self._images += len(images) * trainer.world_size
         for optimizer in trainer.optimizers[:1]:  # an objective may do without
             rate = float(optimizer.param_groups[0]["lr"])
             pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False)
-        speed = self._images / max(self._seconds, 1e-9)
-        pl_module.log("train/images_per_s", speed, on_step=True, on_epoch=False)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: name the best checkpoint, which its certifications will name too."""

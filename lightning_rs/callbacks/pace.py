@@ -13,16 +13,17 @@ import pytorch_lightning as pl
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.stages.progress import duration
 
-# Between two looks at the clock's result; a number that changes faster cannot be read.
+# A training shorter than this has no pace to tell.
 _SECONDS = 1.0
 
 
 class TrainingPace(pl.Callback):
-    """Shows ``images/s`` and ``min_left`` in the progress bar; says at the start what an image costs, at the end all.
+    """Measures images a second: ``images/s`` in the progress bar, ``train/images_per_s`` for loggers.
 
-    ``Trainer.fit`` adds it to the training of a classifier of ours. Passes are those of the network, forward and
-    backward, for one training image (``BaseClassifier.passes``); images a second count all ranks. Validation and
-    certification at epoch ends are in the time left, not in the rate. Training is bit-identical with and without it.
+    ``Trainer.fit`` adds it to the training of a classifier of ours. The rate is that of all processes since the epoch
+    began, without validation and certification; these are in ``min_left``, the minutes left. At the start it says how
+    many passes of the network an image costs (``BaseClassifier.passes``), at the end what all took. Training is
+    bit-identical with and without it.
 
     Args:
         clock: seconds, for tests.
@@ -31,40 +32,43 @@ class TrainingPace(pl.Callback):
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
-        self._began = self._looked = 0.0
-        self._first_step = self._images = self._seen = 0
+        self._began = self._mark = self._seconds = 0.0
+        self._first_step = self._images = self._of_epoch = 0
         self._last_step = math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: say what is to be done."""
-        self._began = self._looked = self._clock()
-        self._first_step, self._images, self._seen = trainer.global_step, 0, 0
+        self._began = self._clock()
+        self._first_step, self._images = trainer.global_step, 0
         self._last_step = float(trainer.estimated_stepping_batches)
         if isinstance(pl_module, BaseClassifier) and trainer.is_global_zero and trainer.progress_bar_callback:
-            forward, backward = pl_module.passes
-            name = type(pl_module).__name__
-            print(f"{name}: {forward} forward and {backward} backward passes an image", file=sys.stderr)
+            print(f"{type(pl_module).__name__}: {pl_module.cost}", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning hook: what lies between two epochs is no training."""
-        self._looked, self._seen = self._clock(), 0
+        """Lightning hook: count anew."""
+        self._mark, self._seconds, self._of_epoch = self._clock(), 0.0, 0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning hook: what validation took is no training."""
+        self._mark = self._clock()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lightning hook: count, and once a second show."""
-        count = len(batch["label"] if isinstance(batch, Mapping) else batch[1]) * trainer.world_size
+        """Lightning hook: count and log."""
+        count = len(batch["image"] if isinstance(batch, Mapping) else batch[0]) * trainer.world_size
         self._images += count
-        self._seen += count
+        self._of_epoch += count
         now = self._clock()
-        if now - self._looked < _SECONDS:
-            return
-        pl_module.log("images/s", self._seen / (now - self._looked), prog_bar=True, logger=False)
+        self._seconds += now - self._mark
+        self._mark = now
+        speed = self._of_epoch / max(self._seconds, 1e-9)
+        pl_module.log("train/images_per_s", speed, on_step=True, on_epoch=False)
+        pl_module.log("images/s", speed, prog_bar=True, logger=False)
         step = trainer.global_step
         left = seconds_left(now - self._began, step - self._first_step, self._last_step - step)
         if left is not None:
             pl_module.log("min_left", left / 60, prog_bar=True, logger=False)
-        self._looked, self._seen = now, 0
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: the account."""

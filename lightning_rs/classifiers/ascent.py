@@ -52,8 +52,8 @@ def norm_of(noise: Noise) -> Norm:
     return "l1" if isinstance(noise, _L1) else "linf" if isinstance(noise, _LINF) else "l2"
 
 
-def check_eps(eps: float, norm: Norm, dim: int, domain: Domain) -> float:
-    """Return ``eps``.
+def check_eps(eps: float, norm: Norm, dim: int, domain: Domain, name: str = "eps") -> float:
+    """Return ``eps``, the argument ``name``.
 
     Raises:
         ValueError: unless it is finite and positive, and smaller than the whole box: 127 for 127/255 is a mistake.
@@ -62,8 +62,8 @@ def check_eps(eps: float, norm: Norm, dim: int, domain: Domain) -> float:
     most = width * {"l1": dim, "l2": math.sqrt(dim), "linf": 1.0}[norm]
     if not 0 < eps <= most:
         raise ValueError(
-            f"eps must lie in (0, {most:g}], the {norm} diameter of the images, in pixel units (a grey level of 8 bits "
-            f"is 1/255), got {eps:g}"
+            f"{name} must lie in (0, {most:g}], the {norm} diameter of the images, in pixel units (a grey level of 8 "
+            f"bits is 1/255), got {eps:g}"
         )
     return float(eps)
 

@@ -154,6 +154,11 @@ class BaseClassifier(pl.LightningModule, ABC):
         """Forward and backward passes of the network for one training image."""
         return 1, 1
 
+    @property
+    def cost(self) -> str:
+        """What one training image costs, in words, as the training says it at its start."""
+        return passes_told(*self.passes, "an image")
+
     def save_hyperparameters(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: every argument of the constructor is saved already, as a plain value.
 
@@ -381,6 +386,11 @@ class BaseClassifier(pl.LightningModule, ABC):
                 self.log(
                     f"{split}/loss_noisy", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(labels)
                 )
+
+
+def passes_told(forward: int, backward: int, of: str) -> str:
+    """Return "1 forward and 1 backward pass ..." in words."""
+    return f"{forward} forward and {backward} backward pass{'' if backward == 1 else 'es'} {of}"
 
 
 def _generator(device: torch.device, *key: object) -> torch.Generator:

@@ -33,6 +33,7 @@ from lightning_rs.classifiers.initial import load_initial_weights
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.data.datasets import View
 from lightning_rs.noise import GaussianNoise, UniformNoise
+from lightning_rs.shipped import checkpoint_path
 
 _CHUNK = 64  # images whose reference votes are taken at a time
 
@@ -58,7 +59,7 @@ class CATRS(NoisyCopies):
     CIFAR-10 at sigma 0.25, 0.5, 1. Batches: see :mod:`lightning_rs.classifiers.copies`.
 
     Args:
-        reference: checkpoint of the same network trained by noise augmentation at this noise.
+        reference: checkpoint of the same network trained by noise augmentation at this noise, a file or a shipped name.
         lam: weight of the high-confidence term.
         copies: number m >= 2 of noisy copies.
         eps: l2 radius within which noise is attacked, in pixel units.
@@ -105,6 +106,11 @@ class CATRS(NoisyCopies):
         """Forward and backward passes of the network for one training image, without those of the reference."""
         return self.copies * (self.steps + 2), self.copies * (self.steps + 2)
 
+    @property
+    def cost(self) -> str:
+        """What one training image costs, in words."""
+        return f"{super().cost}, and {self.reference_samples:,} forward passes of the reference once"
+
     def on_fit_start(self) -> None:
         """Lightning hook: take the reference's votes on the training images, or read them from the run's folder."""
         super().on_fit_start()
@@ -112,9 +118,9 @@ class CATRS(NoisyCopies):
         if not isinstance(data, ImageDataModule):
             raise ValueError(f"CATRS needs a data module of lightning_rs.data, got {type(data).__name__}")
         network = deepcopy(self.network)
-        load_initial_weights(network, self.reference)
+        load_initial_weights(network, self.reference, "reference")
         images = (data.source("train").fingerprint(), data.split_indices("train").tobytes())
-        key = (Path(self.reference).read_bytes(), repr(self.noise), self.reference_samples, images)
+        key = (Path(checkpoint_path(self.reference)).read_bytes(), repr(self.noise), self.reference_samples, images)
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
         file = Path(self.trainer.default_root_dir) / f"reference-votes-{name}.pt"
         if file.is_file():

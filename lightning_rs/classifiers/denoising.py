@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_rs.checks import check_choice, check_positive
-from lightning_rs.classifiers.base import BaseClassifier, _generator
+from lightning_rs.classifiers.base import BaseClassifier, _generator, passes_told
 from lightning_rs.networks.denoise import DenoisedNetwork
 from lightning_rs.noise.base import AdditiveNoise
 
@@ -69,6 +69,22 @@ class DenoiserTraining(BaseClassifier):
         self.kind: Objective = objective
         self.sigma_range = None if sigma_range is None else self._checked_range(sigma_range)
         self.denoised.freeze_part("classifier")
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Forward and backward passes of the denoiser for one training image; see also :attr:`of_classifier`."""
+        return 1, 1
+
+    @property
+    def of_classifier(self) -> tuple[int, int]:
+        """Forward and backward passes of the classifier for one training image."""
+        return {"mse": (0, 0), "stability": (2, 1), "classification": (1, 1)}[self.kind]
+
+    @property
+    def cost(self) -> str:
+        """What one training image costs, in words."""
+        own = passes_told(*self.passes, "of the denoiser an image")
+        return own if self.kind == "mse" else f"{own}, {passes_told(*self.of_classifier, 'of the classifier')}"
 
     @property
     def denoised(self) -> DenoisedNetwork:

@@ -12,10 +12,10 @@ from lightning_rs.shipped import checkpoint_path
 _PREFIX = "network."
 
 
-def load_initial_weights(network: nn.Module, path: str | Path) -> None:
+def load_initial_weights(network: nn.Module, path: str | Path, name: str = "init_from") -> None:
     """Load the network of a checkpoint of ours into ``network``, which has the same shape; its noise does not matter.
 
-    ``path`` is a file, or the name of a shipped checkpoint.
+    ``path`` is a file, or the name of a shipped checkpoint; ``name`` is the argument that says it.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -23,19 +23,19 @@ def load_initial_weights(network: nn.Module, path: str | Path) -> None:
     """
     path = checkpoint_path(path)
     if not Path(path).is_file():
-        raise FileNotFoundError(f"init_from must be a checkpoint file, got {str(path)!r}, which does not exist")
+        raise FileNotFoundError(f"{name} must be a checkpoint file, got {str(path)!r}, which does not exist")
     try:
         held = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     except Exception as error:  # torch raises anything on a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"init_from {str(path)!r} is damaged or no checkpoint: {reason}") from error
-    weights = {name.removeprefix(_PREFIX): value for name, value in held.items() if name.startswith(_PREFIX)}
-    mine = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    theirs = {name: tuple(value.shape) for name, value in weights.items()}
-    for name in (*mine, *theirs):
-        if mine.get(name) != theirs.get(name):
+        raise ValueError(f"{name} {str(path)!r} is damaged or no checkpoint: {reason}") from error
+    weights = {key.removeprefix(_PREFIX): value for key, value in held.items() if key.startswith(_PREFIX)}
+    mine = {key: tuple(value.shape) for key, value in network.state_dict().items()}
+    theirs = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in (*mine, *theirs):
+        if mine.get(key) != theirs.get(key):
             raise ValueError(
-                f"init_from {str(path)!r} must hold the weights of the configured network: {name} has shape "
-                f"{theirs.get(name, 'none')} there and {mine.get(name, 'none')} here"
+                f"{name} {str(path)!r} must hold the weights of the configured network: {key} has shape "
+                f"{theirs.get(key, 'none')} there and {mine.get(key, 'none')} here"
             )
     network.load_state_dict(weights)

@@ -68,6 +68,9 @@ class MACER(NoisyCopies):
     of the learning rate on (Jeong and Shin's runs, epoch 31 of 90: ``start_epoch``); CIFAR-10 lam = 12, 4, 12. Batches
     are not cut for the copies: 256 images (64 in the authors' repository) are one step of 16 times as many rows.
 
+    On a trained network the robustness term needs a small rate (published: 0.001 when it sets in) or a clipped
+    gradient: only a tenth of the images have a finite xi, and their gradient is steep.
+
     Args:
         lam: weight of the robustness term.
         gamma: margin in units of xi; capped where a law's xi has a largest value.

@@ -77,7 +77,7 @@ class SmoothMix(NoisyCopies):
         self.eta = float(check_nonnegative("eta", eta))
         self.steps = check_at_least("steps", steps, 1)
         self.norm = norm_of(self.noise)
-        self.step_size = check_eps(step_size, self.norm, math.prod(self.shape), self.domain)
+        self.step_size = check_eps(step_size, self.norm, math.prod(self.shape), self.domain, "step_size")
         self.one_step, self.warmup = bool(one_step), check_at_least("warmup", warmup, 0)
 
     @property

@@ -319,7 +319,7 @@ class DenoisedNetwork(nn.Module):
                 f"the denoiser must return pixels in [0, 1] units as it gets them, got values up to {found:g} for "
                 f"inputs up to {given:g}"
             )
-        self._units_are_pixels = True
+        self._units_are_pixels = given > 0  # zeros, with which a network is tried when it is built, tell nothing
 
 
 def _schedule(given: Any) -> Any:

@@ -67,6 +67,29 @@ def test_losses_against_their_formulas() -> None:
     assert (target != net.classifier(images).argmax(1)).any()  # the two losses are told apart
 
 
+@pytest.mark.parametrize("loss", ["mse", "stability", "classification"])
+def test_passes_of_both_parts_are_counted_as_they_are(loss: str) -> None:
+    model = training(loss).train()
+    found = {"denoiser": [0, 0], "classifier": [0, 0]}
+
+    def count(part: str) -> Any:
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            found[part][0] += len(output)
+            if output.requires_grad:
+                output.register_hook(lambda gradient: found[part].__setitem__(1, found[part][1] + len(gradient)))
+
+        return hook
+
+    model.denoised.get_submodule("denoiser.net").register_forward_hook(count("denoiser"))
+    model.denoised.classifier.register_forward_hook(count("classifier"))
+    model.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer
+    model.training_step(batch(), 0).backward()
+    assert tuple(count / 8 for count in found["denoiser"]) == model.passes
+    assert tuple(count / 8 for count in found["classifier"]) == model.of_classifier
+    assert model.cost.startswith("1 forward and 1 backward pass of the denoiser an image")
+    assert ("of the classifier" in model.cost) == (loss != "mse")
+
+
 def test_levels_count_alike() -> None:
     sigma = torch.tensor([0.05, 0.5, 2.0])
     total = (2 * sigma).square() + 0.62**2

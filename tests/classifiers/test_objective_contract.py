@@ -120,7 +120,7 @@ EXAMPLES: dict[type[BaseClassifier], list[Example]] = {
                 *DROPPING,
                 ({"eta": -1.0}, "eta must be >= 0, got -1.0"),
                 ({"steps": 0}, "steps must be a whole number >= 1, got 0"),
-                ({"step_size": 255.0}, "eps must lie in .* got 255"),
+                ({"step_size": 255.0}, "step_size must lie in .* got 255"),
             ),
             attacks=True,
         ),
@@ -290,6 +290,20 @@ def test_the_cost_is_what_the_docstring_table_says(
     model.log = lambda *args, **kwargs: None
     model.training_step(batch, 0).backward()
     assert (rows["forward"] / 8, rows["backward"] / 8) == model.passes
+
+
+def test_the_reference_may_be_a_shipped_name_and_its_errors_name_it(tmp_path: Path) -> None:
+    few = {"copies": 2, "steps": 1, "reference_samples": 1}
+    model = build(CATRS, few, "digits_gaussian_0.25")
+    assert model.cost == "6 forward and 6 backward passes an image, and 1 forward passes of the reference once"
+    fit(model, tmp_path, epochs=1, limit_train_batches=1)
+    assert list(tmp_path.glob("reference-votes-*.pt"))
+    with pytest.raises(FileNotFoundError, match=r"^reference must be a checkpoint file, got 'no.ckpt'"):
+        fit(build(CATRS, few, "no.ckpt"), tmp_path, epochs=1)
+
+
+def test_every_objective_names_its_cost() -> None:
+    assert [cls.__name__ for cls in objectives() if "Cost" not in (cls.__doc__ or "")] == []
 
 
 @pytest.mark.parametrize(("cls", "example"), [p for p in ALL if p.values[1].attacks])

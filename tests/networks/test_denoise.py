@@ -195,6 +195,13 @@ def test_a_denoiser_of_other_shape_or_range_is_refused(denoiser: nn.Module, mess
         DenoisedNetwork(denoiser, nn.Flatten(), 0.5)(torch.rand(2, 1, 4, 4))
 
 
+def test_zeros_do_not_hide_a_denoiser_of_other_units() -> None:
+    network = DenoisedNetwork(Affine(255.0), nn.Flatten(), 0.5)
+    network(torch.zeros(1, 1, 4, 4))  # as a network is tried when it is built
+    with pytest.raises(ValueError, match=r"must return pixels in \[0, 1\] units"):
+        network(torch.rand(2, 1, 4, 4))
+
+
 def test_the_checkpoint_binds_sigma_and_the_constants() -> None:
     one, other = denoised(), denoised()
     other.load_state_dict(one.state_dict())
