@@ -6,7 +6,7 @@ one, noise by `randn_like`, accuracies and losses fetched from the device at eve
 `fit` has prepared, on one noisy batch that is already there, without optimizer. A second table says which share of a
 training validation, certification at epoch ends and checkpoints take with the default callbacks.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.training [--networks mnist_lenet cifar_resnet20] [--precision 32-true]
+    OMP_NUM_THREADS=1 python -m benchmarks.training [--networks mnist_lenet cifar_resnet20] [--cpu-time]
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from lightning_rs.trainer import Trainer
 
 BATCH = 256  # of the published scripts
 Timed = Callable[[int], tuple[int, float]]
+Now = Callable[[], float]
 
 
 class RandomImages(ImageDataModule):
@@ -85,44 +86,54 @@ class _OneByOne(Dataset[Any]):
 class _Clock(pl.Callback):
     """Seconds from the first training step to the end of the training, and in validation; must stand first."""
 
+    def __init__(self, now: Now) -> None:
+        self.now = now
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start."""
-        self.validation, self.start = 0.0, time.perf_counter()
+        self.validation, self.start = 0.0, self.now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop."""
-        self.seconds = time.perf_counter() - self.start
+        self.seconds = self.now() - self.start
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start."""
-        self._began = time.perf_counter()
+        self._began = self.now()
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop; what checkpoints cost comes after it."""
-        self.validation += time.perf_counter() - self._began
+        self.validation += self.now() - self._began
 
 
 class _Certification(EpochEndCertification):
     seconds = 0.0
+    now: Now
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        began = time.perf_counter()
+        began = self.now()
         super().on_validation_epoch_end(trainer, pl_module)
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.now() - began
 
 
 class _Checkpoint(ModelCheckpoint):
     seconds = 0.0
+    now: Now
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        began = time.perf_counter()
+        began = self.now()
         super().on_train_epoch_end(trainer, pl_module)
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.now() - began
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        began = time.perf_counter()
+        began = self.now()
         super().on_validation_end(trainer, pl_module)
-        self.seconds += time.perf_counter() - began
+        self.seconds += self.now() - began
+
+
+def clock_of(args: Any) -> Now:
+    """Return the clock that is asked for."""
+    return time.process_time if args.cpu_time else time.perf_counter
 
 
 def classifier(name: str, args: Any) -> NoiseAugmentation:
@@ -152,7 +163,7 @@ def fitting(name: str, args: Any, folder: str) -> Timed:
     data = RandomImages(SHAPES[name], 8 * BATCH, batch_size=BATCH, val_size=0)
 
     def work(images: int) -> tuple[int, float]:
-        clock, steps = _Clock(), -(-images // BATCH)
+        clock, steps = _Clock(clock_of(args)), -(-images // BATCH)
         plain = {"callbacks": [clock], "enable_checkpointing": False, "limit_val_batches": 0}
         run = trainer(folder, args, max_steps=steps, max_epochs=-1, **plain)
         run.fit(classifier(name, args), datamodule=data)
@@ -166,10 +177,11 @@ def published_loop(name: str, args: Any) -> Timed:
     network = classifier(name, args).network.to(args.device).train()
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
     data = _OneByOne(*RandomImages(SHAPES[name], 8 * BATCH).arrays())
+    now = clock_of(args)
     loader = DataLoader(data, batch_size=BATCH, shuffle=True, drop_last=True)
 
     def work(images: int) -> tuple[int, float]:
-        start, done, told = time.perf_counter(), 0, [0.0, 0.0, 0.0]
+        start, done, told = now(), 0, [0.0, 0.0, 0.0]
         while done < images:
             for inputs, targets in loader:
                 rows, labels = inputs.to(args.device), targets.to(args.device)
@@ -186,7 +198,7 @@ def published_loop(name: str, args: Any) -> Timed:
                 done += len(labels)
                 if done >= images:
                     break
-        return done, time.perf_counter() - start
+        return done, now() - start
 
     return work
 
@@ -197,10 +209,11 @@ def passes_alone(name: str, args: Any) -> Timed:
     model.lay_out()
     rows = model.laid_out(torch.randn(BATCH, *SHAPES[name], device=args.device))
     labels = torch.zeros(BATCH, dtype=torch.int64, device=args.device)
+    now = clock_of(args)
     mixed = args.precision != "32-true"
 
     def work(images: int) -> tuple[int, float]:
-        start, steps = time.perf_counter(), -(-images // BATCH)
+        start, steps = now(), -(-images // BATCH)
         for _ in range(steps):
             model.network.zero_grad()
             with torch.autocast(args.device, torch.bfloat16, enabled=mixed):
@@ -208,7 +221,7 @@ def passes_alone(name: str, args: Any) -> Timed:
             nn.functional.cross_entropy(logits.float(), labels).backward()
         if args.device == "cuda":
             torch.cuda.synchronize()
-        return steps * BATCH, time.perf_counter() - start
+        return steps * BATCH, now() - start
 
     return work
 
@@ -235,8 +248,9 @@ def measure(name: str, args: Any, folder: str) -> Row:
 
 def shares(name: str, args: Any, folder: str) -> Row:
     """Return the seconds of a training with the default callbacks, and of what is no training in it."""
-    clock, certification = _Clock(), _Certification(images=64, every_n_epochs=10)
+    clock, certification = _Clock(clock_of(args)), _Certification(images=64, every_n_epochs=10)
     kept = _Checkpoint(dirpath=folder, monitor="val/loss_noisy", mode="min", save_last=True)
+    certification.now = kept.now = clock_of(args)
     data = RandomImages(SHAPES[name], args.images, batch_size=BATCH)
     run = trainer(folder, args, max_epochs=args.epochs, callbacks=[clock, certification, kept], num_sanity_val_steps=0)
     run.fit(classifier(name, args), datamodule=data)
@@ -286,6 +300,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own.add_argument("--precision", default="32-true", help="of fit; bf16-mixed where the CPU has bfloat16")
     own.add_argument("--compile", action="store_true")
     own.add_argument("--seconds", type=float, default=5.0, help="length of a turn")
+    own.add_argument("--cpu-time", action="store_true", help="instead of wall time: for a shared CPU")
     own.add_argument("--rounds", type=int, default=5)
     own.add_argument("--epochs", type=int, default=10, help="of the training whose shares are told; 0: none")
     own.add_argument("--images", type=int, default=60_000, help="of its data, a tenth of which is held out")

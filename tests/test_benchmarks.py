@@ -341,7 +341,7 @@ def test_the_training_contenders_do_the_steps_they_are_told(tmp_path: Path, monk
         return forward(self, rows)
 
     monkeypatch.setattr(nn.Sequential, "forward", counted)
-    args: Any = Namespace(device="cpu", precision="32-true", compile=False)
+    args: Any = Namespace(device="cpu", precision="32-true", compile=False, cpu_time=True)
     for work in (
         training.fitting("digits_cnn", args, str(tmp_path)),
         training.published_loop("digits_cnn", args),
