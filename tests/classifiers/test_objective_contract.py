@@ -299,7 +299,7 @@ def test_the_reference_may_be_a_shipped_name_and_its_errors_name_it(tmp_path: Pa
     fit(model, tmp_path, epochs=1, limit_train_batches=1)
     assert list(tmp_path.glob("reference-votes-*.pt"))
     with pytest.raises(FileNotFoundError, match=r"^reference must be a checkpoint file, got 'no.ckpt'"):
-        fit(build(CATRS, few, "no.ckpt"), tmp_path, epochs=1)
+        fit(build(CATRS, few, "no.ckpt"), tmp_path / "other", epochs=1)
 
 
 def test_every_objective_names_its_cost() -> None:
