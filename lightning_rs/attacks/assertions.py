@@ -201,7 +201,7 @@ def verdict(
 
     The image is certified again at alpha 1e-6 with other votes. If its new certificate is contradicted as well, or if
     the recorded bound at the image holds, from which all else is said to follow, chance is no explanation: each of
-    these statements fails with a probability of some 1e-6.
+    these statements fails with a probability of some 1e-6. What all images share (a table of radii) they do not test.
     """
     if session.noise.outcomes is not None:
         return "an exact certificate is contradicted: a bug, or a network that is not one fixed function", True
@@ -218,7 +218,10 @@ def verdict(
         return f"survives certification with a new key (p <= {upper:.6f} < {lower:.6f} at alpha 1e-6): a bug", True
     bound = own_bounds(record).get("q_upper")
     if bound is not None and record.top == own and tail <= bound:
-        return f"what the record says of the image (p >= {1 - bound:.6f}) is confirmed by fresh votes: a bug", True
+        says = f"what the record says of the image (p >= {1 - bound:.6f}) is confirmed by fresh votes: a bug"
+        made = (each for each in session.certifier.certificates if each.name == record.certificate)
+        shared = next((each.shared_failure for each in made), 0.0)
+        return (f"{says}, or the event of probability {shared:g} that all images share" if shared else says), True
     return "not contradicted by certification with a new key: the alpha event that is allowed for", False
 
 

@@ -45,7 +45,8 @@ class Attacker:
         screen: votes of a screening.
         n: votes of each confirmation and of each test.
         beta: failure probability of all confirmations and tests of one image.
-        rho: probability with which a sound set of certificates may be called contradicted.
+        rho: probability with which a sound set of certificates may be called contradicted; the ``shared_failure`` of
+            its certificate is added to it.
         seed: of the attacks' randomness; confirmations take fresh entropy, which is recorded.
         bracket: look for the smallest adversarial distance; False only tests what certificates assert.
         tests: test what certificates assert: at the image, at random points and at adversarial points of its ball.

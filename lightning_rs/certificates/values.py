@@ -56,7 +56,7 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
 
     Gaussian: :func:`gaussian_value_lower`. Uniform and splitting noise with independent coordinates: p falls by at most
     the total variation ``1 - prod_i (1 - |delta_i| / (2 lam))_+``. Laplace: the density ratio is at most
-    ``exp(||delta||_1 / b)``.
+    ``exp(||delta||_1 / b)``. Every law: at x itself nothing is lost.
 
     Args:
         noise: the law.
@@ -64,6 +64,8 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
         delta: the perturbation, float64, any shape.
     """
     size = np.abs(np.asarray(delta, dtype=np.float64))
+    if not size.any():
+        return float(1.0 - q_upper)
     if isinstance(noise, GaussianNoise):
         return float(gaussian_value_lower(q_upper, np.sqrt(np.square(size).sum()) * (1 + 1e-12) / noise.sigma))
     if isinstance(noise, (UniformNoise, SplittingNoise)):

@@ -76,7 +76,7 @@ class AttackRecord:
         tests: tests of the certificate's assertions.
         repeated: where something is contradicted, tests on fresh votes at the image, half way and at the point.
         verdict: "" if nothing is contradicted; else what re-certification with a new key says.
-        certain: whether that excludes chance.
+        certain: whether that excludes chance, up to an event that all images share.
         failure: file with everything that repeats a contradiction, "" if there is none.
 
     Raises:

@@ -27,7 +27,7 @@ from lightning_rs.records import ABSTAIN, Certification, Header, environment, re
 from lightning_rs.records.certification import to_line
 from lightning_rs.records.combined import is_combined
 from lightning_rs.stages.base import SmoothingStage
-from lightning_rs.stages.contradictions import allowed_contradictions, keep, refuse_contradictions
+from lightning_rs.stages.contradictions import allowed_contradictions, chance_of_alarm, keep, refuse_contradictions
 from lightning_rs.stages.ranks import on_rank_zero
 
 _BOUND = ("classifier", "function", "noise", "lattice", "runtime")  # what decides a vote
@@ -65,6 +65,7 @@ class AttackStage(SmoothingStage):
         self._header, found = read_records(self.records_path)
         spec = _chosen(self._header, certificate, self.records_path)
         self._spec = spec
+        self._shared = certificate_from_dict(spec).shared_failure
         self.certified = {r.index: _under(r, spec, certificate) for r in found}
         if not self.certified:
             raise ValueError(f"records must hold at least one image, got none in {self.records_path}")
@@ -163,7 +164,7 @@ class AttackStage(SmoothingStage):
             self._log.finish(records, self.data.name)
         if trainer.is_global_zero and records:
             self.say(self.summary(records))
-        refuse_contradictions(records, self.attacker, self.path)
+        refuse_contradictions(records, self.attacker, self.path, self._shared)
         return records
 
     def summary(self, records: Sequence[AttackRecord]) -> str:
@@ -179,7 +180,8 @@ class AttackStage(SmoothingStage):
         return (
             f"{len(records)} images, {len(right)} right: {sum(r.stated for r in right)} certified, {len(broken)} "
             f"broken by a confirmed attack, median gap {gap:.4f} ({records[0].norm}){quiet}{seconds}\n"
-            f"contradicted certificates: {bad} (by chance at most {allowed} with probability 1 - {self.attacker.rho:g})"
+            f"contradicted certificates: {bad} (by chance at most {allowed} with probability 1 - "
+            f"{chance_of_alarm(self.attacker, self._shared):g})"
         )
 
     def interrupted(self) -> None:

@@ -56,26 +56,43 @@ def keep(
 
 
 def allowed_contradictions(records: Sequence[AttackRecord], attacker: Attacker) -> int:
-    """Return how many contradicted certificates chance explains; none if they are exact."""
+    """Return how many contradicted certificates chance explains; none if they are exact.
+
+    One event that all images share, such as a false table of radii, is not among what it counts: it would explain any
+    number, so its probability is added to rho instead, see :func:`refuse_contradictions`.
+    """
     alpha = max((record.alpha for record in records), default=0.0)
     if alpha == 0:
         return 0
     return int(attack_allowed(len(records), alpha, attacker.rho, attacker.beta))
 
 
-def refuse_contradictions(records: Sequence[AttackRecord], attacker: Attacker, path: Path) -> None:
+def chance_of_alarm(attacker: Attacker, shared: float) -> float:
+    """Return the probability with which a sound set of certificates is called contradicted: rho and what is shared."""
+    return min(attacker.rho + shared, 1.0)
+
+
+def refuse_contradictions(records: Sequence[AttackRecord], attacker: Attacker, path: Path, shared: float = 0.0) -> None:
     """Raise :class:`ContradictionError` if more certificates are contradicted than chance explains, or one for certain.
 
     One is for certain if it survived certification with a new key, or if fresh votes confirm what it says of the image.
+
+    Args:
+        records: what attacks found.
+        attacker: how they were made.
+        path: their file.
+        shared: probability of the event that would make all certificates false at once (``shared_failure``). Its images
+            are not independent, so no number of contradictions excludes it: the error says rho + shared.
     """
     bad = sorted((record for record in records if record.contradicted), key=lambda record: not record.certain)
     allowed, certain = allowed_contradictions(records, attacker), sum(record.certain for record in bad)
     if len(bad) > allowed or certain:
         others = f"; as well images {', '.join(str(record.index) for record in bad[1:9])}" if bad[1:] else ""
+        common = f", {shared:g} of it that all images share" if shared else ""
         raise ContradictionError(
             f"{len(bad)} of {len(records)} certificates are contradicted, at most {allowed} by chance (probability "
-            f"{attacker.rho:g}), {certain} for certain; first image {bad[0].index}: {bad[0].contradiction}{others}; "
-            f"see {path}"
+            f"{chance_of_alarm(attacker, shared):g}{common}), {certain} for certain; first image {bad[0].index}: "
+            f"{bad[0].contradiction}{others}; see {path}"
         )
 
 
@@ -112,7 +129,7 @@ def check_certificates(
             images = subset.__getitems__([positions[record.index] for record in part]).image.to(stage.model.device)
             for claim, (record, points) in zip(part, config.run_with_points(victim, part, images.clone()), strict=True):
                 attacked.append(keep(record, points, claim, files.header, files.path) if points else record)
-    refuse_contradictions(attacked, config, files.path)
+    refuse_contradictions(attacked, config, files.path, first.shared_failure)
     tests = sum(len(record.tests) for record in attacked)
     bad = sum(record.contradicted for record in attacked)
     return f"check: {tests} assertions of {len(attacked)} certificates tested by fresh votes, {bad} contradicted"

@@ -16,7 +16,8 @@ def attack_allowed(images: ArrayLike, alpha: ArrayLike, rho: ArrayLike, beta: Ar
     A certificate is false with probability at most alpha over its samples, and a confirmation of a true one errs with
     probability at most beta. If images have independent noise, the number of contradicted certificates is
     stochastically at most Bin(images, alpha + beta). With noise that images share it is not: use Markov's inequality.
-    For exact certificates alpha is 0, and nothing is allowed.
+    The probability of one event that makes all certificates false adds to rho. For exact certificates alpha is 0, and
+    nothing is allowed.
 
     Args:
         images: number of certificates that were attacked.

@@ -16,6 +16,7 @@ from lightning_rs import (
     LaplaceNoise,
     NormPowerNoise,
     SmoothedClassifier,
+    SplittingNoise,
     UniformNoise,
 )
 from lightning_rs.attacks import (
@@ -118,8 +119,37 @@ def test_objectives_and_the_gradient_from_votes() -> None:
     for other in (laplace, power):
         cosine = torch.cosine_similarity(Reinforce().gradient(other, x, classes)[0], -weight, dim=0)
         assert float(cosine) > 0.9
-    with pytest.raises(ValueError, match="VoteSearch works for every noise"):
-        Reinforce().gradient(SmoothedClassifier(network, UniformNoise(lam=0.5)), x, classes)
+    splitting = SmoothedClassifier(network, SplittingNoise(lam=0.5))
+    with pytest.raises(
+        ValueError, match=r"uniform or a power of norms, .*got SplittingNoise.*VoteSearch works for every"
+    ):
+        Reinforce().gradient(splitting, x, classes)
+
+
+def test_the_derivative_of_a_uniform_law_lies_on_the_faces_of_its_cube() -> None:
+    # With e_1 + e_2 triangular on [-2 lam, 2 lam], d/dx_i P(x_1 + x_2 + e_1 + e_2 > c) is its density at the margin.
+    lam, margins = 0.5, torch.tensor([0.0, 0.3, -0.7])
+    network = HalfSpace(torch.ones(2), offset=1.0)
+    smoothed = SmoothedClassifier(network, UniformNoise(lam=lam), copies=40_000)
+    x = torch.full((3, 2), 0.5) + margins[:, None] / 2
+    expected = (2 * lam - margins.abs()) / (4 * lam**2)
+    for own, sign in ((1, -1.0), (0, 1.0)):
+        found = Reinforce().gradient(smoothed, x, torch.full((3,), own))
+        torch.testing.assert_close(found, sign * expected[:, None].expand(3, 2), rtol=0, atol=0.04)
+    # More coordinates than copies: each is faced once, and of a classifier of one pixel that is the exact derivative.
+    weight = torch.zeros(DIM)
+    weight[5] = 1.0
+    few = SmoothedClassifier(HalfSpace(weight, offset=0.3), UniformNoise(lam=lam), copies=7)
+    exact = Reinforce().gradient(few, torch.full((1, *SHAPE), 0.5), torch.tensor([1]))[0]
+    torch.testing.assert_close(exact, -weight / (2 * lam))
+
+
+def test_votes_alone_attack_through_uniform_noise() -> None:
+    network, x = half_space()
+    smoothed = SmoothedClassifier(Steps().requires_grad_(False), UniformNoise(lam=0.4), copies=64)
+    eps = torch.tensor([2.0 * boundary(network, x, "l1")])
+    found = PGD(steps=30, objective=Reinforce())(smoothed, x, torch.tensor([1]), eps, Geometry("l1", (0.0, 1.0)))
+    assert network(found).argmax() == 0
 
 
 class Steps(nn.Module):

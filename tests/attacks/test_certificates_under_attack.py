@@ -37,13 +37,20 @@ from lightning_rs.attacks import (
     revote,
 )
 from lightning_rs.attacks.assertions import asserted, run_tests
-from lightning_rs.certificates import FirstOrderSubspaceL2
+from lightning_rs.certificates import FirstOrderSubspaceL2, MixedNormLinf
+from lightning_rs.certificates.values import law_value_lower
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.networks.normalize import Normalize
-from lightning_rs.noise import AdditiveNoise, Noise
+from lightning_rs.noise import AdditiveNoise, MixedNormNoise, Noise
 from lightning_rs.records import Header
 from lightning_rs.session import Session
-from lightning_rs.stages.contradictions import ContradictionError, keep, refuse_contradictions
+from lightning_rs.stages.contradictions import (
+    ContradictionError,
+    allowed_contradictions,
+    chance_of_alarm,
+    keep,
+    refuse_contradictions,
+)
 from tests.helpers import HalfSpace
 
 SHAPE, DIM, SIGMA = (1, 4, 4), 16, 0.25
@@ -425,3 +432,39 @@ def test_smoothed_classifiers_are_what_attackers_see() -> None:
     assert isinstance(victim.smoothed, SmoothedClassifier)
     assert (victim.smoothed.copies, victim.smoothed.domain) == (7, (0.0, 1.0))
     assert np.isfinite(victim.smoothed(images()).detach().numpy()).all()
+
+
+def test_what_all_images_share_adds_to_the_chance_of_an_alarm(tmp_path: Path) -> None:
+    record = AttackRecord(
+        index=0, label=1, prediction=1, stated=True, radius=0.5, norm="linf", ball="open", alpha=0.001, attacked=0.4,
+        inside=True, searched=0.0, confirmation={"counts": [9, 1]},
+    )  # fmt: skip
+    bad = [dataclasses.replace(record, index=i) for i in range(9)]
+    with pytest.raises(ContradictionError, match=r"by chance \(probability 0\.000101, 0\.0001 of it that all images"):
+        refuse_contradictions(bad, Attacker(), tmp_path, shared=1e-4)
+    # Simulated: the probability that is said covers alarms over sound sets, and rho alone would not.
+    shared, rho, runs, count, alpha = 0.02, 0.01, 20_000, 50, 0.05
+    rng, attacker = np.random.default_rng(0), Attacker(rho=rho)
+    sound = [dataclasses.replace(record, index=i, alpha=alpha) for i in range(count)]
+    failed = np.where(rng.random(runs) < shared, count, rng.binomial(count, alpha, runs))
+    alarms = int((failed > allowed_contradictions(sound, attacker)).sum())
+    assert binomtest(alarms, runs, chance_of_alarm(attacker, shared), alternative="greater").pvalue > 1e-3
+    assert binomtest(alarms, runs, rho, alternative="greater").pvalue < 1e-6
+
+
+def test_a_false_table_is_named_beside_a_bug() -> None:
+    noise = MixedNormNoise(SIGMA, k_inf=4.0, dim=DIM)
+    network = linear("l2")
+    session = Certifier([MixedNormLinf(draws=1000)], n=2000).session(network, noise, SHAPE)
+    x = images()
+    records = [dataclasses.replace(r, radius=3 * r.radius, radii={}) for r in session.certify(x)]
+    attacker = Attacker([PGD(steps=10)], n=5000, bracket=False, copies=32)
+    found = attacker.run(attacker.victim(session, network, Geometry("linf")), records, x)
+    (said, *_) = [record.verdict for record in found if record.contradicted]
+    assert "a bug, or the event of probability 0.0001 that all images share" in said
+
+
+def test_at_the_image_every_law_asserts_the_number_of_the_record() -> None:
+    noise = MixedNormNoise(SIGMA, k_inf=4.0, dim=DIM)
+    assert law_value_lower(noise, 0.01, np.zeros(DIM)) == 0.99
+    assert law_value_lower(noise, 0.01, np.full(DIM, 0.1)) is None
