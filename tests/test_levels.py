@@ -90,6 +90,15 @@ def test_bad_levels_are_one_line(
 ) -> None:
     assert main(words(tmp_path / "out", **changes)) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_command_that_was_refused_before_it_trained_may_be_put_right(tmp_path: Path) -> None:
+    for settings in ("levels: {fit: typing_error}\n", "levels: {fit: right}\n"):
+        assert claimed(tmp_path / "out", settings) == tmp_path / "out"
+    (tmp_path / "out" / "train_0.25.ckpt").touch()
+    with pytest.raises(ValueError, match=r"of the same levels; .* has other settings"):
+        claimed(tmp_path / "out", "levels: {fit: another}\n")
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:

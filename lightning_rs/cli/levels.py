@@ -98,8 +98,9 @@ def levels_main(argv: Sequence[str] | None = None) -> int:
     with whole_numbers_in_files():
         config = parser.parse_args(with_whole_numbers(sys.argv[1:] if argv is None else argv))
     settings = parser.dump(Namespace(levels=config.levels), skip_validation=True)
+    levels = parser.instantiate(config).levels  # before the folder is taken, which a refusal must not do
     folder = claimed(Path(config.out), settings)
-    rows = run(parser.instantiate(config).levels, folder)
+    rows = run(levels, folder)
     (folder / "levels.md").write_text(_table(rows))
     with open(folder / "levels.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -116,7 +117,8 @@ def claimed(folder: Path, settings: str) -> Path:
         ValueError: if it holds something else, other levels for instance.
     """
     own = folder / "levels.yaml"
-    if own.is_file() and own.read_text() != settings:
+    # A command that was refused before it trained leaves nothing else, and may be put right.
+    if own.is_file() and own.read_text() != settings and any(file != own for file in folder.iterdir()):
         raise ValueError(f"out must be a new folder, or that of the same levels; {own} has other settings")
     if not own.is_file() and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out must be a new folder, or that of the same levels, got {str(folder)!r}, which is neither")
