@@ -129,6 +129,15 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
+def folder_for(out: str | Path) -> Path:
+    """Return a folder to write into, made if it is not there; raise ``NotADirectoryError`` where a file is."""
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"out must be a folder, got {out}, which is a file")
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
 def _show(value: Any) -> str:
     text = np.array2string(np.asarray(value), threshold=6) if not np.isscalar(value) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -358,7 +358,11 @@ def check_checkpoint(ckpt_path: str | Path | None, training: bool = False) -> No
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
         raise ValueError(f"ckpt_path {str(path)!r} is damaged or no checkpoint: {reason_not_loaded(error)}") from error
     if not isinstance(contents, dict) or "state_dict" not in contents:
-        raise ValueError(f"ckpt_path {str(path)!r} holds no 'state_dict': it is not a Lightning checkpoint")
+        held = ", ".join(map(str, list(contents)[:6])) if isinstance(contents, dict) else type(contents).__name__
+        raise ValueError(
+            f"ckpt_path {str(path)!r} holds no weights under 'state_dict', nor alone or under one other key; it holds "
+            f"{held or 'nothing'}"
+        )
     if "pytorch-lightning_version" not in contents:
         raise ValueError(
             f"ckpt_path {str(path)!r} is not a Lightning checkpoint; lightning_rs.load_checkpoint and "

@@ -23,8 +23,9 @@ from lightning_rs.certificates import GaussianL2, LaplaceL1
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import naming, without_unsafe_advice
 from lightning_rs.cli import main
+from lightning_rs.cli.numbers import whole
 from lightning_rs.cli.runs import own_folder, run_of
-from lightning_rs.cli.words import whole, with_whole_numbers
+from lightning_rs.cli.words import with_whole_numbers
 from lightning_rs.data import Digits
 from lightning_rs.noise import GaussianNoise
 from lightning_rs.records import RecordFile, read_records
@@ -116,6 +117,8 @@ NEAR = {
     "--certifier.certificates=GaussianL3": "did you mean GaussianL",
     "--certifier.budget=StagedSample": "did you mean StagedSamples",
     "--certifier=Certifer": "did you mean Certifier",
+    "--certifier.noise.sigma=1": "name the law before its arguments, for instance --certifier.noise=GaussianNoise",
+    "--verison": "did you mean version",
 }
 
 
@@ -125,7 +128,16 @@ def test_near_matches(word: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert NEAR[word] in refusal(capsys, "fit", word)
 
 
-@pytest.mark.parametrize(("word", "said"), [("fti", "fit"), ("certfy", "certify"), ("raport", "report")])
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("fti", "fit"),
+        ("certfy", "certify"),
+        ("raport", "report"),
+        ("train", "fit"),
+        ("version", "--version"),
+    ],
+)
 def test_near_commands(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Before: a list of choices. Now: the command that was probably meant, without loading torch."""
     assert main([word]) == 2
@@ -256,6 +268,47 @@ def test_folders_of_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 2
     assert "no record file in the folder" in capsys.readouterr().err
+
+
+MISTAKES = {
+    "report RECORDS --alhpa 0.1": "did you mean --alpha",
+    "report RECORDS --xyzzy": "--xyzzy is no option",
+    "report": "the following arguments are required: RECORDS",
+    "report RECORDS --alpha 0,001": "argument --alpha: must be a number (0.001, 1e-3), got '0,001'",
+    "report RECORDS --method exat": "argument --method: invalid choice: 'exat'",
+    "report RECORDS --out RECORDS": "out must be a folder, got RECORDS, which is a file",
+    "report RECORDS --sigma 0.25": "RECORDS are no tables: leave them out",
+    "import t.tsv --ot x": "did you mean --out",
+    "import t.tsv --out x --sigma 1 --alpha 0.1 --n 1e-3": "must be a whole number (100000, 1e5, 100_000), got '1e-3'",
+    "import t.tsv --out x --sigma 1 --alpha 0.1 --n 0x10": "must be a whole number (100000, 1e5, 100_000), got '0x10'",
+    "merge RECORDS --out /dev/null": "out must be the name of a new file, got /dev/null, which is a device",
+    "merge RECORDS --out .": "out must be the name of a new file, got ., which is a folder",
+    "merge RECORDS --out other.txt": "other.txt exists and is no record file; it is never overwritten",
+    "export RECORDS --out other.txt": "other.txt exists; it is never overwritten: choose another name",
+    "combine RECORDS --out x --selctor y": "did you mean --selector",
+    "configs --too x": "did you mean --to",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_commands_on_records_say_one_line(line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before: seven lines of usage, without what was probably meant; "File exists" of the system."""
+    path = str(records_in(tmp_path / "runs") / "certify" / "r.jsonl")
+    Path("other.txt").write_text("mine")
+    capsys.readouterr()
+    assert main([path if word == "RECORDS" else word for word in line.split()]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert MISTAKES[line].replace("got RECORDS", f"got {path}") in said
+    assert Path("other.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("n", ["100000", "1e5", "100_000", "100,000", "100000.0", "1E5"])
+def test_whole_numbers_of_commands_on_records(n: str) -> None:
+    """Before: ``import --n 1e5`` was refused."""
+    Path("log.tsv").write_text("idx\tlabel\tpredict\tradius\n0\t1\t1\t0.5\n")
+    assert main(["import", "log.tsv", "--out", "x.jsonl", "--sigma", ".25", "--n", n, "--alpha", "1e-3"]) == 0
+    assert read_records(Path("x.jsonl"))[0].binding["n"] == 100_000
 
 
 def started(words: list[str], output: Any) -> subprocess.CompletedProcess[str]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lightning_rs.cli import main
 from lightning_rs.cli.commands import import_main, report_main
 from lightning_rs.records import Certification, import_tsv, read_records
 from lightning_rs.records.tables import read_table
@@ -89,6 +90,9 @@ def test_what_is_clear_is_read(tmp_path: Path, content: str | bytes, changes: di
         (HEAD + ROWS.replace("\t1\t13", "\t2\t13"), {}, r":3: column correct must be 0, 1, True or False, got '2'"),
         (gzip.compress((HEAD + ROWS).encode(), mtime=0)[:-9], {}, r"table\.tsv: cannot be unpacked"),
         (b"idx\t\xff\xfe\n", {}, r"table\.tsv: not a text file in UTF-8"),
+        ((HEAD + ROWS).encode("utf-16"), {}, r"table\.tsv: not a text file in UTF-8"),
+        ((HEAD + ROWS).encode("utf-16-le"), {}, r"table\.tsv:1: not a text file in UTF-8: a byte is zero"),
+        (HEAD + ROWS + "\0\0\n", {}, r"table\.tsv:5: not a text file in UTF-8: a byte is zero"),
         (HEAD + ROWS.replace("0.361", "0.99"), {}, r":3: radius 0\.99 is more than GaussianL2 can certify with n"),
     ],
 )  # fmt: skip
@@ -210,6 +214,33 @@ def test_report_of_a_table_says_how_to_import_it(tmp_path: Path, capsys: pytest.
     error = capsys.readouterr().err
     assert f"python -m lightning_rs import {table} --out log.jsonl --sigma SIGMA --n N --alpha ALPHA" in error
     assert error.count("\n") == 1
+
+
+def test_report_imports_tables_when_it_is_told_what_they_do_not_say(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one.tsv", tmp_path / "two.tsv.gz"
+    one.write_text(HEAD + ROWS)
+    two.write_bytes(gzip.compress((HEAD + ROWS.replace("0.361", "0.461")).encode()))
+    told = ["--sigma", "0.25", "--n", "1e5", "--alpha", "0.001"]
+    assert main(["import", str(one), "--out", str(tmp_path / "own.jsonl"), *told]) == 0
+    capsys.readouterr()
+    assert main(["report", str(one), *told, "--radii", "0.3"]) == 0
+    alone = capsys.readouterr().out
+    assert main(["report", str(tmp_path / "own.jsonl"), "--name", "one", "--radii", "0.3"]) == 0
+    assert alone == capsys.readouterr().out  # as if imported by hand
+    assert "Imported: one" in alone
+    named = ["--name", f"{two}=second"]
+    assert main(["report", str(tmp_path / "own.jsonl"), str(one), str(two), *told, *named, "--radii", "0.4"]) == 0
+    assert "Imported: own, one, second" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".jsonl") == [
+        "own.jsonl",
+        "own.sidecar.jsonl",
+    ]
+    assert main(["report", str(one), "--sigma", "0.25", "--alpha", "0.001"]) == 2
+    assert "--n is missing" in capsys.readouterr().err
+    assert main(["report", str(one), "--sigma", "0.05", "--n", "1e5", "--alpha", "0.001"]) == 2
+    assert f"{one}:3: radius 0.361 is more than" in capsys.readouterr().err
 
 
 def test_published_logs_are_read_whole(shared: Path) -> None:

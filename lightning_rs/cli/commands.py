@@ -5,12 +5,16 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning_rs.checks import naming
-from lightning_rs.records import export_tsv, import_table, merge, merge_sidecars
-from lightning_rs.records.reading import record_files
+from lightning_rs.cli.numbers import number, whole_number
+from lightning_rs.cli.parser import Parser
+from lightning_rs.records import export_tsv, import_table, import_tsv, merge, merge_sidecars
+from lightning_rs.records.reading import is_record_file, record_files
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
@@ -30,7 +34,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs report`` and return its exit code."""
     from lightning_rs.report import FORMATS, report
 
-    parser = _parser("report", _REPORT)
+    parser = Parser("report", _REPORT)
     parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files, or folders of them")
     parser.add_argument(
         "--name",
@@ -40,9 +44,11 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         help="how a run is called: one for each of RECORDS in their order, or PATH=NAME for some",
     )
     parser.add_argument("--out", metavar="DIR", help="write report.csv, .md, .tex and figures into this folder")
-    parser.add_argument("--radii", nargs="+", type=float, metavar="R", help="radii to compare at, in input units")
-    parser.add_argument("--alpha", type=float, help="recompute at this alpha, where that is sound")
-    parser.add_argument("--rho", type=float, default=0.001, help="failure probability of the Theorem 5 bounds")
+    parser.add_argument("--radii", nargs="+", type=number, metavar="R", help="radii to compare at, in input units")
+    parser.add_argument("--alpha", type=number, help="recompute at this alpha, where that is sound")
+    parser.add_argument("--sigma", type=number, help="scale of the noise of tables, which are imported with it and --n")
+    parser.add_argument("--n", type=whole_number, help="estimation samples of tables, at --alpha; see import for more")
+    parser.add_argument("--rho", type=number, default=0.001, help="failure probability of the Theorem 5 bounds")
     parser.add_argument(
         "--format", "--formats", nargs="+", default=FORMATS, choices=FORMATS, help="files to write into DIR"
     )
@@ -61,19 +67,49 @@ def report_main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     def run() -> str:
-        made = report(
-            args.records, args.out, args.radii, args.alpha, args.rho, args.format, args.method, args.paired, args.name,
-            args.certificates,
-        )  # fmt: skip
+        with _imported(args) as (records, names, alpha):
+            made = report(
+                records, args.out, args.radii, alpha, args.rho, args.format, args.method, args.paired, names,
+                args.certificates,
+            )  # fmt: skip
         width = max(shutil.get_terminal_size((120, 24)).columns, 60)
         return "\n".join([made.text(width), *(f"wrote {file}" for file in made.files)])
 
     return _finish(parser, run)
 
 
+@contextmanager
+def _imported(args: argparse.Namespace) -> Iterator[tuple[list[str], list[str], float | None]]:
+    """Within it, tables that were told sigma, n and alpha are record files; yield files, names and alpha for a report.
+
+    Tables are Gaussian and l2, as almost all published ones are; for others there is ``import``.
+    """
+    tables = [path for path in args.records if Path(path).is_file() and not is_record_file(Path(path))]
+    told = {"--sigma": args.sigma, "--n": args.n, "--alpha": args.alpha}
+    if args.sigma is None and args.n is None:
+        yield args.records, args.name, args.alpha
+        return
+    if not tables:
+        raise ValueError("--sigma and --n are what a table does not say, but RECORDS are no tables: leave them out")
+    missing = [name for name, value in told.items() if value is None]
+    if missing:
+        raise ValueError(f"{tables[0]} is a table: it needs --sigma, --n and --alpha, {', '.join(missing)} is missing")
+    with tempfile.TemporaryDirectory() as folder:
+        places = {path: str(Path(folder, str(i), _stem(path))) for i, path in enumerate(tables)}
+        for table, place in places.items():
+            import_tsv(
+                table, place, noise={"class": "GaussianNoise", "sigma": args.sigma}, n=args.n, alpha=args.alpha, n0=100
+            )
+        names = list(args.name)
+        for table, place in places.items():
+            names = [place + name.removeprefix(table) if name.startswith(f"{table}=") else name for name in names]
+        only = len(tables) == len(args.records)  # tables cannot be recomputed, and are at this alpha already
+        yield [places.get(path, path) for path in args.records], names, None if only else args.alpha
+
+
 def merge_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs merge`` and return its exit code."""
-    parser = _parser("merge", _MERGE)
+    parser = Parser("merge", _MERGE)
     parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files, or folders of them")
     parser.add_argument("--out", required=True, metavar="FILE", help="the merged file; an existing one is kept")
     args = parser.parse_args(argv)
@@ -95,7 +131,7 @@ def combine_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs combine`` and return its exit code."""
     from lightning_rs.records.combined import combine
 
-    parser = _parser("combine", _COMBINE)
+    parser = Parser("combine", _COMBINE)
     parser.add_argument(
         "records", nargs="+", metavar="RECORDS",
         help="record files of the experts, in the order of routes or levels; uncertified: an expert without one",
@@ -103,25 +139,25 @@ def combine_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, metavar="FILE", help="the combined file; an existing one is kept")
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--selector", metavar="FILE", help="records of the selector, whose classes are the routes")
-    rule.add_argument("--cascade", type=float, metavar="P0", help="the first file whose top class exceeds P0 answers")
+    rule.add_argument("--cascade", type=number, metavar="P0", help="the first file whose top class exceeds P0 answers")
     args = parser.parse_args(argv)
     return _finish(parser, lambda: f"{args.out}: {combine(args.records, args.out, args.selector, args.cascade)} images")
 
 
 def import_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs import`` and return its exit code."""
-    parser = _parser("import", _IMPORT)
+    parser = Parser("import", _IMPORT)
     parser.add_argument("table", metavar="TABLE", help="the table, tab separated")
     parser.add_argument("--out", required=True, metavar="FILE", help="the record file; an existing one is kept")
-    parser.add_argument("--sigma", required=True, type=float, help="scale of the noise, in input units")
-    parser.add_argument("--n", required=True, type=int, help="estimation samples an image")
-    parser.add_argument("--alpha", required=True, type=float, help="failure probability an image")
-    parser.add_argument("--n0", type=int, default=100, help="selection samples an image")
+    parser.add_argument("--sigma", required=True, type=number, help="scale of the noise, in input units")
+    parser.add_argument("--n", required=True, type=whole_number, help="estimation samples an image")
+    parser.add_argument("--alpha", required=True, type=number, help="failure probability an image")
+    parser.add_argument("--n0", type=whole_number, default=100, help="selection samples an image")
     parser.add_argument("--noise", default="GaussianNoise", help="the law of the noise")
     parser.add_argument("--norm", default="l2", help="norm of the radii")
     parser.add_argument("--certificate", default="GaussianL2", help="the certificate that made the radii")
     parser.add_argument("--ball", default="open", choices=("open", "closed"), help="whether balls have their boundary")
-    parser.add_argument("--grid", type=int, help="number of steps of the inputs, if the statement needs one")
+    parser.add_argument("--grid", type=whole_number, help="number of steps of the inputs, if the statement needs one")
     parser.add_argument("--data", default="unknown", help="name of the data set")
     parser.add_argument("--radius-column", metavar="NAME", help="the column with the radii, if it is not called radius")
     parser.add_argument("--columns", nargs="+", metavar="NAME", help="the columns in order, if there is no header line")
@@ -145,18 +181,18 @@ def import_main(argv: Sequence[str] | None = None) -> int:
 
 def export_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs export`` and return its exit code."""
-    parser = _parser("export", _EXPORT)
+    parser = Parser("export", _EXPORT)
     parser.add_argument("records", metavar="RECORDS", help="a record file")
     parser.add_argument("--out", required=True, metavar="TABLE", help="the table; it must not exist")
     args = parser.parse_args(argv)
     return _finish(parser, lambda: f"{args.out}: {export_tsv(args.records, args.out)} images")
 
 
-def _parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=f"lightning_rs {command}", description=description)
+def _stem(path: str) -> str:
+    return f"{Path(path).name.partition('.')[0] or 'table'}.jsonl"
 
 
-def _finish(parser: argparse.ArgumentParser, run: Callable[[], str]) -> int:
+def _finish(parser: Parser, run: Callable[[], str]) -> int:
     """Print the result and return 0, or print one clear error and return 1."""
     try:
         text = run()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import fnmatch
 import shutil
 import sys
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_rs import shipped
+from lightning_rs.cli.parser import Parser
 
 _CONFIGS = (
     "List the configurations that come with the package, or copy them out to be changed. "
@@ -19,7 +19,7 @@ _CONFIGS = (
 
 def configs_main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m lightning_rs configs`` and return its exit code."""
-    parser = argparse.ArgumentParser(prog="lightning_rs configs", description=_CONFIGS)
+    parser = Parser("configs", _CONFIGS)
     parser.add_argument("names", nargs="*", metavar="NAME", help="certify/fast, 'fit/mnist*', ...; default: all")
     parser.add_argument("--to", metavar="DIR", help="copy them into this folder, as DIR/certify/fast.yaml")
     args = parser.parse_args(argv)

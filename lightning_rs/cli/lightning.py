@@ -127,7 +127,7 @@ class SmoothingCLI(LightningCLI):
             subcommand = next((word for word in given if word in self._subcommand_parsers), "fit")
             actions = self._subcommand_parsers[subcommand]._actions
             options = [option[2:] for action in actions for option in action.option_strings if option[:2] == "--"]
-            hint = meant(given, str(error), options).removeprefix("; ")
+            hint = meant(given, str(error), [*options, "version", "completion"]).removeprefix("; ")
             raise ValueError(f"{error}\n{hint}") from error
 
     def _parse(self, parser: LightningArgumentParser, given: list[str]) -> None:

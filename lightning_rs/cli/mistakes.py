@@ -43,6 +43,7 @@ def meant(words: Sequence[str], message: str, options: Iterable[str]) -> str:
         message: the parser's own account.
         options: those of the command, as "trainer.max_epochs".
     """
+    options = {name for name in options if not name.endswith(".help")}
     known = {*options, *(f"{at}.{name}" for at, owners in _NESTED.items() for name in _parameters(owners))}
     given = [
         re.sub(r"\.(init_args|class_path)\b", "", word[2:].partition("=")[0]) for word in words if word[:2] == "--"
@@ -54,6 +55,8 @@ def meant(words: Sequence[str], message: str, options: Iterable[str]) -> str:
     # A class may also stand in a configuration file.
     complained |= set(re.findall(r"\b(?:got|but|string:|module|attribute) '?(?:[\w.]+\.)?([A-Z]\w{3,})", message))
     hints += [near(name, classes) for name in sorted(complained - classes)]
+    if "but lightning_rs.Noise is abstract" in message:  # an argument of no law in particular
+        hints.append("; name the law before its arguments, for instance --certifier.noise=GaussianNoise")
     return "".join(dict.fromkeys(hints))
 
 
@@ -75,7 +78,8 @@ def _parameters(owners: Iterable[Any]) -> set[str]:
     initials: list[Any] = [
         vars(base)["__init__"] for kind in kinds for base in kind.__mro__ if "__init__" in vars(base)
     ]
-    return {name for each in initials if inspect.isfunction(each) for name in inspect.signature(each).parameters}
+    found = {name for each in initials if inspect.isfunction(each) for name in inspect.signature(each).parameters}
+    return found - {"self"}
 
 
 def _classes(package: Any) -> list[type]:

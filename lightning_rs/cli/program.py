@@ -29,6 +29,15 @@ COMMANDS = {
 }
 # Commands with a model, which Lightning's parser understands.
 _OFFLINE = "; without an account: --trainer.logger.init_args.offline true, or --trainer.logger false"
+# What other programs call it, where spelling would lead elsewhere.
+_OTHER_WORDS = {
+    "train": "fit",
+    "evaluate": "test",
+    "eval": "test",
+    "plot": "report",
+    "help": "--help",
+    "version": "--version",
+}
 STAGES = ("fit", "validate", "test", "predict", "certify", "attack", "transfer")
 
 
@@ -107,6 +116,9 @@ def _rank() -> int:
 
 def _refuse_command(command: str) -> None:
     known = [*STAGES, *COMMANDS]
+    if command in _OTHER_WORDS:
+        meant = _OTHER_WORDS[command]
+        raise ValueError(f"command must be one of {', '.join(known)}, got {command!r}; did you mean {meant}?")
     if not command:
         raise ValueError(f"a command is missing: one of {', '.join(known)}; see --help")
     raise ValueError(f"command must be one of {', '.join(known)}, got {command!r}{near(command, known)}")

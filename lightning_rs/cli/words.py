@@ -5,28 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
 
-_WHOLE = re.compile(r"\+?\d[\d_]*(\.\d*)?([eE]\+?\d+)?|\d{1,3}(,\d{3})+")
+from lightning_rs.cli.numbers import LARGEST, whole
+
 # Options whose value is a name, even where it looks like a number.
 _NAMES = re.compile(r"(^-c|config|records|ckpt_path|shard|root|dir|name|project|id|version|path)$")
-_LARGEST = 10**18
-
-
-def whole(text: str) -> int | None:
-    """Return the whole number >= 2 that a text stands for: 100000, 1e5, 1E+5, 1.5e3, 100_000, 100,000, 100000.0.
-
-    None for other texts, and below 2: there, 1 and 1.0 are different things to Lightning (one batch, all batches).
-    """
-    if not _WHOLE.fullmatch(text):
-        return None
-    number = Decimal(text.replace("_", "").replace(",", ""))
-    return int(number) if number == number.to_integral_value() and 2 <= number < _LARGEST else None
 
 
 def with_whole_numbers(words: Sequence[str]) -> list[str]:
@@ -81,6 +69,6 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and value.is_integer() and 2 <= value < _LARGEST:
+    if isinstance(value, float) and value.is_integer() and 2 <= value < LARGEST:
         return int(value)
     return value

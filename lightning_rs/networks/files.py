@@ -16,6 +16,8 @@ from torch import Tensor, nn
 STATE_KEYS = ("state_dict", "net", "model", "model_state_dict", "state_dict_ema", "weights", "params", "params_ema")
 # What DataParallel and torch.compile put before every name.
 _WRAPPERS = ("module.", "_orig_mod.")
+# What LightningModules of others put before the names of their network: taken off where all names have it.
+_ATTRIBUTES = ("model.", "network.", "net.", "classifier.", "backbone.", "encoder.")
 _OWN_KEY = "lightning_rs"
 _WANTED = "a state dict, alone or under one of the keys " + ", ".join(STATE_KEYS)
 
@@ -33,10 +35,11 @@ def read_file(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no checkpoint at {path}: path must name a file written by torch.save or safetensors")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    content = _read_safetensors(path) if path.suffix.lower() == ".safetensors" else _read_torch(path)
     if _is_state(content):
         return _unwrapped(content), {}
-    found = next((key for key in STATE_KEYS if isinstance(content, dict) and _is_state(content.get(key))), None)
+    states = [key for key in content if _is_state(content[key])] if isinstance(content, dict) else []
+    found = next((key for key in STATE_KEYS if key in states), states[0] if len(states) == 1 else None)
     if found is None:
         got = ", ".join(sorted(map(str, content))[:6]) if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"checkpoint {path} must hold {_WANTED}; got {got or 'nothing'}")
@@ -49,6 +52,16 @@ def load_weights(path: str | Path, module: nn.Module, state: Mapping[str, Tensor
     Raises:
         ValueError: if it holds the weights of another module, naming what does not fit.
     """
+    wanted = module.state_dict()
+    prefix = next((p for p in _ATTRIBUTES if state and all(key.startswith(p) for key in state)), "")
+    if prefix and not any(key.startswith(prefix) for key in wanted):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    for key, value in state.items():  # whole numbers in the place of weights are those of a quantised network
+        if key in wanted and wanted[key].is_floating_point() and not value.is_floating_point():
+            raise ValueError(
+                f"checkpoint {path} does not hold the weights of {what}: {key} must be of a floating-point type, got "
+                f"{value.dtype}"
+            )
     # A plain dict carries no version metadata, so files from before num_batches_tracked load as well.
     try:
         module.load_state_dict(OrderedDict(state), strict=True)
@@ -127,7 +140,11 @@ def reason_not_loaded(error: BaseException) -> str:
     if named:
         return f"it holds objects of {named[1]}, which would run code"
     first = (text.splitlines() or [type(error).__name__])[0]
-    return "it is no file of weights" if "weights_only" in first or "Weights only" in first else first
+    if isinstance(error, EOFError):
+        return "it is empty or cut short"
+    # What the unpickler stumbled over: a number of its own, or a character.
+    plain = "weights_only" in first or "Weights only" in first or len(first) < 8
+    return "it is no file of weights" if plain else first
 
 
 def _is_state(content: Any) -> bool:

@@ -158,7 +158,8 @@ def _foreign(path: Path, data: bytes) -> str:
         return message
     return (
         f"{message}; if it is a table of radii, import it first: python -m lightning_rs import {path} "
-        f"--out {path.name.partition('.')[0]}.jsonl --sigma SIGMA --n N --alpha ALPHA"
+        f"--out {path.name.partition('.')[0]}.jsonl --sigma SIGMA --n N --alpha ALPHA; "
+        "report does it by itself when it is told --sigma, --n and --alpha"
     )
 
 

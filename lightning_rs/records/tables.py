@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,11 +116,15 @@ def _text(path: Path) -> str:
     try:
         if data.startswith(_GZIP):
             data = gzip.decompress(data)
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError) as error:  # gzip's own: a damaged or unfinished file
+        text = data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:  # gzip's own: a damaged or unfinished file
         raise ValueError(f"{path}: cannot be unpacked: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a text file in UTF-8: {error}") from error
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise ValueError(f"{path}:{line}: not a text file in UTF-8: a byte is zero, as in UTF-16 or a damaged file")
+    return text
 
 
 def _cells(line: str) -> list[str]:

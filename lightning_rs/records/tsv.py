@@ -142,6 +142,8 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
         ValueError: if a record has no label, or no radius because it was made in decision mode.
         FileExistsError: if ``out`` exists.
     """
+    if Path(out).exists():
+        raise FileExistsError(f"{out} exists; it is never overwritten: choose another name")
     header, records = read_records(path)
     if header.remark is not None:
         warnings.warn(f"{path} {header.remark}", stacklevel=2)

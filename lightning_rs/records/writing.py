@@ -13,7 +13,7 @@ from typing import Any, Self
 from lightning_rs.checks import naming
 from lightning_rs.records.certification import Certification, to_line
 from lightning_rs.records.header import Header, environment
-from lightning_rs.records.reading import is_sidecar, load, scan, sidecar_path
+from lightning_rs.records.reading import is_record_file, is_sidecar, load, scan, sidecar_path
 
 
 class RecordFile:
@@ -197,6 +197,10 @@ def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
     """Write a complete record file at once; an existing one is kept if it says the same, else refused."""
     out = Path(out)
     if out.exists():
+        if not out.is_file():
+            raise ValueError(f"out must be the name of a new file, got {out}, which is {_kind(out)}")
+        if not is_record_file(out):
+            raise ValueError(f"{out} exists and is no record file; it is never overwritten: choose another name")
         existing = load(out)
         assert existing.header is not None
         if existing.header.difference(header) or existing.torn or existing.lines != list(lines):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_rs.checks import naming
+from lightning_rs.checks import folder_for, naming
 from lightning_rs.plots import certified_accuracy_figure, change_figure, save_figure, vote_bound_figure
 from lightning_rs.report.changes import change_columns
 from lightning_rs.report.groups import Group
@@ -31,7 +31,7 @@ def write_group(group: Group, folder: Path, stem: str, formats: Sequence[str]) -
       in sigma; ``STEM_p.*``, the distribution of lower bounds of p; ``STEM_changes.*``, where a file has several
       certificates.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_for(folder)
     figures = _figures(group)
     shown = [name for name in _PICTURES if name in formats]
     texts: dict[str, Callable[[], dict[str, str]]] = {

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_rs.checks import FloatArray, IntArray, check_choice, naming
+from lightning_rs.checks import FloatArray, IntArray, check_choice, folder_for, naming
 from lightning_rs.numerics.label_radii import topk_l2_radius
 from lightning_rs.numerics.vote_radii import gaussian_l2_radius
 from lightning_rs.records import ABSTAIN, Certification, floor_decimals
@@ -136,7 +136,7 @@ def write_targets(targets: Sequence[Targets], folder: Path, formats: Sequence[st
     files = []
     for name in (name for name in formats if targets and name in texts):
         file = folder / f"report_targets.{name}"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder_for(folder)
         with naming(file):
             file.write_text(texts[name]())
         files.append(file)

@@ -34,6 +34,8 @@ def recompute(run: Run, alpha: float) -> Run:
     if all(record.alpha == 0 for record in run.records):
         return run
     if run.header.imported:
+        if all(record.alpha == alpha for record in run.records):
+            return run
         raise ValueError(f"{run.name}: alpha cannot be changed: the file was imported and has no raw counts")
     if "combined" in run.header.binding:
         raise ValueError(f"{run.name}: alpha cannot be changed: it is the sum of those of the files that it combines")

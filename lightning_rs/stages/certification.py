@@ -193,6 +193,7 @@ class CertificationStage(SmoothingStage):
         informative = {
             **header.informative,
             "checkpoint": self._checkpoint(),
+            "objective": self.model.objective,
             "model": dict(self.model.hparams),
             "root": described.get("root"),
             "sigma": session.noise.sigma,  # for reports, which do not load the laws

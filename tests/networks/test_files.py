@@ -96,3 +96,39 @@ def test_a_normalisation_in_the_file_takes_the_place_of_the_datas(tmp_path: Path
     assert isinstance(mine.get_submodule("normalize"), Normalize)
     x = torch.rand(2, 1, 8, 8)
     assert torch.equal(mine(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "module.model.", "backbone."]
+)
+def test_what_others_put_before_every_name_is_taken_off(prefix: str, tmp_path: Path, lenet: torch.nn.Module) -> None:
+    """Before: ``model.`` of other people's LightningModules was "Unexpected key(s)"."""
+    torch.save({"ema": {prefix + key: value.half() for key, value in lenet.state_dict().items()}}, tmp_path / "x.pth")
+    mine = build_network("mnist_lenet", 10, (1, 28, 28)).eval()
+    adopt_weights(tmp_path / "x.pth", mine)
+    for key, value in mine.get_submodule("net").state_dict().items():
+        assert torch.equal(value, lenet.state_dict()[key].half().float())
+
+
+def test_weights_of_a_quantised_network_are_refused(tmp_path: Path, lenet: torch.nn.Module) -> None:
+    """Before: whole numbers were taken for weights, without their scale."""
+    torch.save({key: (100 * value).to(torch.int8) for key, value in lenet.state_dict().items()}, tmp_path / "x.pth")
+    mine = build_network("mnist_lenet", 10, (1, 28, 28)).eval()
+    with pytest.raises(ValueError, match=r"must be of a floating-point type, got torch\.int8"):
+        adopt_weights(tmp_path / "x.pth", mine)
+
+
+def test_which_of_several_state_dicts_is_asked_for(tmp_path: Path, lenet: torch.nn.Module) -> None:
+    state = lenet.state_dict()
+    torch.save({"student": state, "teacher": state}, tmp_path / "x.pth")
+    with pytest.raises(ValueError, match=r"must hold a state dict, alone or under .*; got student, teacher"):
+        read_file(tmp_path / "x.pth")
+
+
+def test_suffixes_in_capitals_and_files_without_weights(tmp_path: Path, lenet: torch.nn.Module) -> None:
+    save_file(lenet.state_dict(), tmp_path / "X.SAFETENSORS")
+    assert read_file(tmp_path / "X.SAFETENSORS")[0].keys() == lenet.state_dict().keys()
+    for content, said in ((b"", "it is empty or cut short"), (b"hello", "it is no file of weights")):
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(ValueError, match=said):
+            read_file(tmp_path / "x.pth")
