@@ -122,8 +122,7 @@ def overview(commands: Sequence[str]) -> str:
         f"commands:\n{listed}\nexamples:\n{_examples(lines)}\n"
         "  lightning_rs COMMAND --help       what the command needs first\n"
         "  lightning_rs COMMAND --help all   every option of fit, validate, test, predict and certify\n"
-        "  lightning_rs --completion         a script that completes commands and options in bash and zsh\n"
-        "  lightning_rs --version"
+        "  lightning_rs --version, or --completion: a script that completes commands and options in bash and zsh"
     )
 
 
