@@ -64,7 +64,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         help="also certify from the stored votes, fixed before seeing them: TopK:5 (the label stays among the 5 most "
         "probable), LabelSets:0,1,8,9+2-7 or LabelSets:FILE (it stays in its set), Targets (cannot become c: R_c)",
     )  # fmt: skip
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
 
     def run() -> str:
         with _imported(args) as (records, names, alpha):
@@ -112,7 +112,7 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("merge", _MERGE)
     parser.add_argument("records", nargs="+", metavar="RECORDS", help="record files, or folders of them")
     parser.add_argument("--out", required=True, metavar="FILE", help="the merged file; an existing one is kept")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
 
     def run() -> str:
         if _holds_attacks(args.records[0]):
@@ -140,7 +140,7 @@ def combine_main(argv: Sequence[str] | None = None) -> int:
     rule = parser.add_mutually_exclusive_group()
     rule.add_argument("--selector", metavar="FILE", help="records of the selector, whose classes are the routes")
     rule.add_argument("--cascade", type=number, metavar="P0", help="the first file whose top class exceeds P0 answers")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     return _finish(parser, lambda: f"{args.out}: {combine(args.records, args.out, args.selector, args.cascade)} images")
 
 
@@ -166,7 +166,7 @@ def import_main(argv: Sequence[str] | None = None) -> int:
         action="store_true",
         help="assert that every image had noise of its own, which bounds on the whole set (Theorem 5) need",
     )
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
 
     def run() -> str:
         made = import_table(
@@ -184,7 +184,7 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("export", _EXPORT)
     parser.add_argument("records", metavar="RECORDS", help="a record file")
     parser.add_argument("--out", required=True, metavar="TABLE", help="the table; it must not exist")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     return _finish(parser, lambda: f"{args.out}: {export_tsv(args.records, args.out)} images")
 
 

@@ -22,7 +22,7 @@ def configs_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("configs", _CONFIGS)
     parser.add_argument("names", nargs="*", metavar="NAME", help="certify/fast, 'fit/mnist*', ...; default: all")
     parser.add_argument("--to", metavar="DIR", help="copy them into this folder, as DIR/certify/fast.yaml")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     try:
         chosen = _chosen(args.names)
         print(_listed(chosen, whole=not args.names) if args.to is None else _copied(chosen, Path(args.to)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lightning_rs.cli.suggest import near
 
@@ -17,10 +17,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(prog=f"lightning_rs {command}", description=description)
         self._words: list[str] = []
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """Parse, and remember the words for an error."""
-        self._words = list(sys.argv[1:] if args is None else args)
-        return super().parse_known_args(self._words, namespace)
+    def parse(self, words: Sequence[str] | None) -> argparse.Namespace:
+        """Parse the words, None for those of the program, and remember them for an error."""
+        self._words = list(sys.argv[1:] if words is None else words)
+        return self.parse_args(self._words)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with status 2."""
