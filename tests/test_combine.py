@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -159,6 +160,17 @@ def test_the_best_of_one_classifier_and_two_that_contradict_each_other(files: Fi
     assert [r.radius for r in records[1:]] == [r.radius for r in strong[1:]]
     with pytest.raises(ValueError, match=r"certify different classifiers \(classifier differs\).*--selector"):
         combine(files.experts, files.folder / "x.jsonl")
+    eight_bits = head(0.25, seed=2, runtime={**head(0.25).binding["runtime"], "precision": "int8"})
+    other = save(files.folder / "int8.jsonl", eight_bits, again)
+    with pytest.raises(ValueError, match=r"certify different classifiers \(runtime differs\)"):
+        combine([paths[0], other], files.folder / "x.jsonl")
+    forged = (files.folder / "best.jsonl").read_text().splitlines()
+    header_line = json.loads(forged[0])
+    header_line["binding"]["combined"]["parts"][1]["runtime"]["precision"] = "int8"
+    mixed = files.folder / "mixed.jsonl"
+    mixed.write_text("\n".join([json.dumps(header_line), *forged[1:]]) + "\n")
+    with pytest.raises(ValueError, match="must be of one classifier, noise and runtime"):
+        read_records(mixed)
     same = save(files.folder / "same.jsonl", head(0.25, seed=0), again)
     with pytest.raises(ValueError, match=r"saw the same samples \(seed 0\)"):
         combine([paths[0], same], files.folder / "x.jsonl")

@@ -43,7 +43,8 @@ class DecideGridRadius(Budget):
     Args:
         radius: the target in the units of the certificate, input units or pixels; certified means that D reaches what
             the certificate needs for it, for splitting noise floor(q radius).
-        step: smallest number of outcomes that is evaluated at once.
+        step: smallest number of outcomes that is evaluated at once, but never more than a sixteenth of all of them:
+            28 bands are looked at one by one.
     """
 
     mode: ClassVar[Mode] = "decision"
@@ -80,6 +81,7 @@ class DecideGridRadius(Budget):
         assert isinstance(noise, EnumeratedNoise)
         assert isinstance(certificate, EnumeratedCertificate)
         goal = certificate.needed(self.radius, noise)
+        step = min(self.step, max(1, noise.size // 16))
         counts = np.zeros((images, task.sampler.prepared.num_classes), dtype=np.int64)
         used, doubtful = np.zeros(images, dtype=np.int64), np.zeros(images, dtype=np.int64)
         status = np.full(images, splitting_target_status(counts[0], noise.size, goal))
@@ -87,7 +89,7 @@ class DecideGridRadius(Budget):
             rows = np.flatnonzero(status == 0)
             left = noise.size - used[rows]
             more = votes_until_decided(counts[rows], left, goal, doubtful=doubtful[rows])
-            more = np.minimum(np.maximum(more, self.step), left)
+            more = np.minimum(np.maximum(more, step), left)
             outcomes = [range(*ends) for ends in zip(used[rows].tolist(), (used[rows] + more).tolist(), strict=True)]
             votes = task.collect(group.take(rows), selection.take(rows), [EnumeratedVotes], outcomes=outcomes)
             found = read(votes, EnumeratedVotes)

@@ -45,7 +45,7 @@ class EpochEndCertification(pl.Callback):
         images: number of validation images.
         every_n_epochs: certify at every n-th epoch, and at the first one, so that a monitor always finds the metrics.
         certifier: how to certify; default: the usual certificate of the noise with n0 = 64, n = 1,000, alpha = 0.01.
-        radii: radii of the logged accuracies; default: multiples of the noise's sigma.
+        radii: radii of the logged accuracies; default: multiples of the noise's sigma, whole pixels for patches and l0.
         share: largest share of an epoch's time that the certification takes. Where all images would take longer (and
             more than two seconds), the first certification of the training settles on fewer images, and below eight
             of them on fewer samples; so the numbers of slow machines are coarser. None: whatever it takes.
@@ -113,7 +113,9 @@ class EpochEndCertification(pl.Callback):
         """Return how a classifier is certified, the number of images, and the radii of the logged accuracies."""
         configured = self.certifier or Certifier(n0=64, n=1000, alpha=0.01)
         noise = configured.noise or model.noise
-        return configured.for_noise(noise), self.images, self.radii or metric_radii(noise.sigma)
+        chosen = configured.for_noise(noise)
+        norm = chosen.certificates[0].norm if chosen.certificates else "l2"
+        return chosen, self.images, self.radii or metric_radii(noise.sigma, norm)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the standing metrics, so that a resumed training monitors what it did."""

@@ -16,6 +16,7 @@ from lightning_rs.loggers.numbers import log_numbers, write_out
 from lightning_rs.loggers.pictures import line_chart, log_figure, thinned
 from lightning_rs.loggers.runs import begin
 from lightning_rs.plots.brackets import bracket_figure, bracket_steps
+from lightning_rs.records.units import axis
 
 _METRICS = ("right", "certified", "broken", "contradicted", "median_gap", "images_per_s", "complete")
 _ROWS = 10_000
@@ -82,9 +83,7 @@ class AttackLog:
         radii, certified, standing = (thinned(values) for values in bracket_steps(records))
         name = logger.experiment.name
         series = {f"{name}: certified": (radii, certified), f"{name}: not attacked": (radii, standing)}
-        logger.log_metrics(
-            {"attack/bracket": line_chart(series, "certified, not attacked", f"{records[0].norm} radius")}
-        )
+        logger.log_metrics({"attack/bracket": line_chart(series, "certified, not attacked", axis(records[0].norm))})
         rows = [
             [
                 r.index, r.label, r.prediction, r.radius if r.stated else 0.0, r.attacked, r.searched, len(r.tests),

@@ -54,7 +54,7 @@ class CertificationLog:
     ) -> None:
         self._trainer, self._model, self._data = trainer, model, data
         self._header, self._path, self._noise = header, path, noise
-        self._radii = metric_radii(noise.sigma)
+        self._radii = metric_radii(noise.sigma, str(header.binding["certificates"][0]["norm"]))
         self._records = list(known)
         self._known = len(self._records)
         self._every = max(1, total // _LIVE)
@@ -126,7 +126,7 @@ def log_certifications(
     """
     labelled = [record for record in records if record.label is not None]
     if numbers is None:
-        numbers = certification_metrics(labelled, metric_radii(noise.sigma)) if labelled else {}
+        numbers = certification_metrics(labelled, metric_radii(noise.sigma, records[0].norm)) if labelled else {}
     if not numbers:
         return {}
     log_numbers(trainer, numbers, len(records))

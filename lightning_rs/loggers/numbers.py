@@ -10,13 +10,18 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from lightning_rs.metrics import abstention_rate, average_certified_radius, certified_accuracy, undecided_rate
 from lightning_rs.noise import Noise
 from lightning_rs.records import Certification
+from lightning_rs.records.units import counts_pixels
 
 # Radii of logged metrics, in units of sigma rounded to four digits of input units.
 _FACTORS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
+# Where radii count pixels.
+_PIXELS = (0.0, 1.0, 2.0, 3.0, 5.0, 8.0)
 
 
-def metric_radii(sigma: float) -> list[float]:
-    """Return the radii at which metrics are logged for a noise of this scale."""
+def metric_radii(sigma: float, norm: str = "l2") -> list[float]:
+    """Return the radii at which metrics are logged for a noise of this scale and a certificate in this norm."""
+    if counts_pixels(norm):
+        return list(_PIXELS)
     return [round(factor * sigma, 4) for factor in _FACTORS]
 
 
@@ -27,7 +32,7 @@ def certification_metrics(
 
     Args:
         certifications: records of at least one image, with labels.
-        radii: radii R, in input units.
+        radii: radii R, in the unit of the norm.
         prefix: "certify" for the test data, "preview" for validation data during training.
     """
     accuracies = certified_accuracy(certifications, radii)
@@ -64,7 +69,7 @@ def summary(certifications: Sequence[Certification], noise: Noise) -> str:
         return f"{len(certifications)} images without labels"
     first = labelled[0]
     lines = [f"{len(labelled)} images, {first.certificate} ({first.norm}), {noise!r}, alpha = {first.alpha:g}"]
-    radii = metric_radii(noise.sigma)
+    radii = metric_radii(noise.sigma, first.norm)
     accuracies = certified_accuracy(labelled, radii)
     lines.append(
         "certified accuracy  " + "  ".join(f"{a:.3f} at {r:g}" for a, r in zip(accuracies, radii, strict=True))

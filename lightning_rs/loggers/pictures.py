@@ -18,7 +18,9 @@ from lightning_rs.loggers.runs import Waiting, run_directory
 from lightning_rs.metrics import certified_accuracy, label_probabilities
 from lightning_rs.noise import Noise
 from lightning_rs.plots import accuracy_steps, save_figure
+from lightning_rs.plots.curves import radius_bins
 from lightning_rs.records import Certification
+from lightning_rs.records.units import axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -93,11 +95,13 @@ def certification_charts(records: Sequence[Certification], name: str) -> dict[st
 
     norm = records[0].norm
     charts = {
-        "certify/curve": line_chart({name: accuracy_points(records)}, "certified accuracy", f"{norm} radius"),
+        "certify/curve": line_chart({name: accuracy_points(records)}, "certified accuracy", axis(norm)),
     }
     if all(record.mode != "decision" for record in records):
         radii = [record.radius if record.correct else 0.0 for record in records]
-        charts["certify/radii"] = wandb.Histogram(np_histogram=np.histogram(radii, _BINS))
+        charts["certify/radii"] = wandb.Histogram(
+            np_histogram=np.histogram(radii, radius_bins(norm, max(radii), _BINS))
+        )
     bounds = label_probabilities(records)
     if bounds is not None:
         charts["certify/probabilities"] = line_chart(

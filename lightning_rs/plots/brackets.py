@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from lightning_rs.plots.style import COLOURS, finish
 from lightning_rs.plots.text import LINE, labels, lines_of, literal_legend, wrapped
+from lightning_rs.records.units import axis
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def bracket_figure(runs: Mapping[str, Sequence[Bracketed]], title: str = "") -> 
         )  # fmt: skip
     axes.set_xlim(0, right * 1.05 if right > 0 else 1.0)
     axes.set_ylim(0, 1.02)
-    finish(axes, f"{norms[0]} radius r (input units)", "share of images", wrapped(title, 5.5, 11))
+    finish(axes, axis(norms[0]), "share of images", wrapped(title, 5.5, 11))
     shown = labels(texts, 5.5, 9)
     figure.set_size_inches(6.4, 4.1 + LINE * lines_of(shown))
     literal_legend(figure, lines, shown, loc="outside upper center", ncols=1, fontsize=9, frameon=False)

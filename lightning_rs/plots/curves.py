@@ -12,6 +12,7 @@ from lightning_rs.plots.many import Curve, Frame, curves_figure
 from lightning_rs.plots.style import COLOURS, finish
 from lightning_rs.plots.text import wrapped
 from lightning_rs.records import Certification
+from lightning_rs.records.units import axis, counts_pixels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -82,10 +83,9 @@ def certified_accuracy_figure(
         ends = edges if decision else np.append(edges, edges[-1])
         curves[name] = Curve(ends, closed_steps(heights, decision), decision)
     right = max_radius if max_radius is not None else max(float(edges[-1]) for edges, _ in steps.values())
-    unit = "input units" if units is None else "units of sigma"
-    frame = Frame(
-        f"{norm} radius r ({unit})", "certified accuracy at r", (0, right * 1.02 if right > 0 else 1.0), title=title
-    )
+    name = axis(norm) if units is None else f"{norm} radius r (units of sigma)"
+    limits = (0, right * 1.02 if right > 0 else 1.0)
+    frame = Frame(name, "certified accuracy at r", limits, title=title, furnish=_whole if counts_pixels(norm) else None)
     shown = envelope and len(runs) > 1
     return curves_figure(curves, frame, {ENVELOPE: _pale(accuracy_envelope(list(steps.values())))} if shown else None)
 
@@ -111,7 +111,7 @@ def radius_histogram(records: Sequence[Certification], bins: int = 30, title: st
 
     Args:
         records: records of one norm.
-        bins: number of bins between 0 and the largest radius.
+        bins: number of bins between 0 and the largest radius; see :func:`radius_bins` for those that count pixels.
         title: heading, none if empty.
 
     Raises:
@@ -126,7 +126,7 @@ def radius_histogram(records: Sequence[Certification], bins: int = 30, title: st
     groups = [[r.radius for r in certified if r.correct], [r.radius for r in certified if not r.correct]]
     figure = Figure(figsize=(6.4, 4.0), layout="constrained")
     axes = figure.add_subplot()
-    edges = np.linspace(0.0, max((r.radius for r in certified), default=0.0) or 1.0, bins + 1)
+    edges = radius_bins(norms[0], max((r.radius for r in certified), default=0.0), bins)
     below = np.zeros(bins)
     for (name, hatch), group, colour in zip((("right", ""), ("wrong", "////")), groups, COLOURS, strict=False):
         heights = np.histogram(group, edges)[0]
@@ -137,10 +137,32 @@ def radius_histogram(records: Sequence[Certification], bins: int = 30, title: st
         below = below + heights
     without = len(records) - len(certified)
     axes.bar(0, 0, 0, label=f"no radius ({without})", color="none")
-    axes.set_xlim(0, edges[-1])
-    finish(axes, f"certified {norms[0]} radius (input units)", "images", wrapped(title, 5.5, 11))
+    axes.set_xlim(edges[0], edges[-1])
+    if counts_pixels(norms[0]):
+        _whole(axes)
+    finish(axes, f"certified {axis(norms[0])}", "images", wrapped(title, 5.5, 11))
     figure.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
     return figure
+
+
+def radius_bins(norm: str, largest: float, most: int) -> FloatArray:
+    """Return the edges of a histogram of radii from 0 to the largest; of radii that count pixels, whole ones.
+
+    Args:
+        norm: of the radii.
+        largest: the largest radius.
+        most: number of bins; where pixels are counted, at most so many, each around the same number of whole radii.
+    """
+    if not counts_pixels(norm):
+        return np.linspace(0.0, largest or 1.0, most + 1)
+    width = -(-(int(largest) + 1) // most)
+    return np.arange(-0.5, largest + width, width)
+
+
+def _whole(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _reach(record: Certification) -> float:

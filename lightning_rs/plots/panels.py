@@ -11,6 +11,7 @@ from lightning_rs.plots.curves import accuracy_envelope, accuracy_steps, closed_
 from lightning_rs.plots.style import COLOURS, STYLES, finish
 from lightning_rs.plots.text import LINE, labels, legend_columns, lines_of, literal_legend, wrapped
 from lightning_rs.records import Certification
+from lightning_rs.records.units import axis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ def certified_accuracy_panels(panels: Mapping[str, Kinds], envelope: bool = True
     for place, (norm, drawn) in enumerate(panels.items()):
         axes = figure.add_subplot(rows, columns, place + 1)
         _draw(axes, drawn, envelope)
-        finish(axes, f"{norm} radius r (input units)", "certified accuracy at r")
+        finish(axes, axis(norm), "certified accuracy at r")
     handles = [Line2D([], [], color=colour) for _, colour in zip(runs, COLOURS, strict=False)]
     handles += [Line2D([], [], color="black", ls=style) for _, style in zip(kinds, STYLES, strict=False)]
     texts = [*runs, *kinds]

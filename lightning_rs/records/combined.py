@@ -24,6 +24,8 @@ from lightning_rs.records.writing import write_whole
 
 #: What stands for an expert without a record file.
 UNCERTIFIED = "uncertified"
+# What makes two files be about one classifier; the runtime too: int8 and fp32 weights answer differently.
+_ONE_CLASSIFIER = ("classifier", "function", "noise", "lattice", "runtime")
 _RELATIVE, _ABSOLUTE = 1e-9, 1e-12
 
 
@@ -102,7 +104,12 @@ def verify_combined(path: Path, header: Header, records: Sequence[Certification]
     proper = isinstance(p0, int | float) and 0.5 <= p0 < 1 if rule == "cascade" else p0 is None
     if rule not in NAMES or known != [entry] or not proper:
         raise ValueError(f"{path}:1: binding.combined.rule must be one of {', '.join(NAMES)} and fit the certificate")
-    parts = [_part(path, header, number, bound, records) for number, bound in enumerate(combined["parts"])]
+    told = combined["parts"]
+    if rule == "best" and any(
+        (each or {}).get(key) != (told[0] or {}).get(key) for each in told for key in _ONE_CLASSIFIER
+    ):
+        raise ValueError(f"{path}:1: binding.combined.parts must be of one classifier, noise and runtime")
+    parts = [_part(path, header, number, bound, records) for number, bound in enumerate(told)]
     if not records:
         return
     if header.binding["alpha"] != total_alpha(parts):
@@ -238,7 +245,7 @@ def _refuse_rule(
     (first_path, (first, _)), *others = experts.items()
     runs = {first_path: first}
     for path, (header, _) in others:
-        for key in ("classifier", "function", "noise", "lattice"):
+        for key in _ONE_CLASSIFIER:
             if header.binding[key] != first.binding[key]:
                 raise ValueError(
                     f"{path} and {first_path} certify different classifiers ({key} differs): the larger radius would "

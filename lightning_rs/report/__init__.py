@@ -68,7 +68,8 @@ def report(
         paths: record files, or folders of them; one with several certificates counts as several runs.
         out: folder for what :func:`lightning_rs.report.files.write_group` writes: ``report.csv``, ``report.md``,
             ``report.tex`` and figures; further norms get ``report_<norm>.*``. None: nothing is written.
-        radii: where to compare, in input units; None: at most nine round numbers up to the largest radius.
+        radii: where to compare, in input units, or in pixels for patches and l0; None: at most nine round numbers up to
+            the largest radius.
         alpha: recompute all runs at this failure probability, where that is sound.
         rho: failure probability of the Theorem 5 bounds.
         formats: which of the files to write.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from lightning_rs.checks import folder_for, naming
 from lightning_rs.plots import certified_accuracy_figure, change_figure, save_figure, vote_bound_figure
+from lightning_rs.records.units import counts_pixels
 from lightning_rs.report.changes import change_columns
 from lightning_rs.report.groups import Group
 from lightning_rs.report.tables import latex, latex_comment, markdown
@@ -64,7 +65,7 @@ def _figures(group: Group) -> dict[str, tuple[str, Callable[[], Figure]]]:
         "": ("certified accuracy against radius", lambda: certified_accuracy_figure(records, group.norm)),
     }
     sigmas = {run.name: run.sigma for run in group.runs}
-    if len(set(sigmas.values())) > 1:
+    if len(set(sigmas.values())) > 1 and not counts_pixels(group.norm):
         figures["_sigma"] = (
             "certified accuracy against radius over sigma",
             lambda: certified_accuracy_figure(records, group.norm, units=sigmas),

@@ -20,6 +20,7 @@ from lightning_rs.metrics import (
     undecided_rate,
 )
 from lightning_rs.records import ceil_decimals, complement, floor_decimals, nearest_decimals
+from lightning_rs.records.units import counts_pixels, unit
 from lightning_rs.report.changes import NOTE as NOTE_ON_CHANGES
 from lightning_rs.report.changes import Change, change_table
 from lightning_rs.report.paired import NOTE, Pair
@@ -45,7 +46,7 @@ class Group:
     Attributes:
         norm: norm of all radii.
         runs: the runs, in the order given.
-        radii: radii in input units.
+        radii: radii in the unit of the norm: input units, or pixels.
         rho: failure probability of the bounds on the whole set of images.
         method: which form of Theorem 5.
         pairs: runs that are compared image by image.
@@ -74,7 +75,7 @@ class Group:
         at = [f"{radius:g}" for radius in self.radii]
         return [
             self._accuracies(at),
-            self._scaled(),
+            *([] if counts_pixels(self.norm) else [self._scaled()]),
             *self._votes(),
             self._averages(),  # last of these: easy images dominate it, and it grows with n
             Table(
@@ -98,7 +99,7 @@ class Group:
         """Return what a reader must know to read the tables right."""
         notes = [f"{run.name}: {run.setting}." for run in self.runs]
         notes.append(
-            "Certified accuracy at r: share of images that are right and certified at radius r, in input units."
+            f"Certified accuracy at r: share of images that are right and certified at radius r, in {unit(self.norm)}."
         )
         notes.append("clean: share whose majority vote is right, an estimate without a guarantee.")
         notes.append(
@@ -185,6 +186,8 @@ class Group:
     @property
     def scaled_radii(self) -> list[float]:
         """Where accuracies are compared in units of each run's sigma: there, noise levels have the same scale."""
+        if counts_pixels(self.norm):  # which no sigma scales
+            return []
         return default_radii(self.runs, scaled=True)
 
     def _accuracies(self, at: Sequence[str]) -> Table:
@@ -208,7 +211,7 @@ class Group:
             for run in self.runs
         ]
         return Table(
-            f"{self.title}: average certified radius, in input units", ["run", "ACR", "hard half"], rows, "acr"
+            f"{self.title}: average certified radius, in {unit(self.norm)}", ["run", "ACR", "hard half"], rows, "acr"
         )
 
     def _scaled(self) -> Table:
@@ -250,6 +253,8 @@ class Group:
 def default_radii(runs: Sequence[Run], scaled: bool = False) -> list[float]:
     """Return round radii from 0 to the largest that some image is certified at: at most nine, which fit on a page.
 
+    Where radii count pixels they are whole numbers.
+
     Args:
         runs: the runs.
         scaled: in units of each run's sigma.
@@ -258,7 +263,9 @@ def default_radii(runs: Sequence[Run], scaled: bool = False) -> list[float]:
              for run in runs for record in run.records if record.correct]  # fmt: skip
     largest = max((radius / unit for radius, unit in reach), default=0.0)
     step = 0.25
-    if largest > 0 and not 2 * step <= largest <= _MOST_RADII * step:
+    if runs and counts_pixels(runs[0].norm):
+        step = max(1.0, math.ceil(_nice_step(largest))) if largest > 0 else 1.0
+    elif largest > 0 and not 2 * step <= largest <= _MOST_RADII * step:
         step = _nice_step(largest)
     radii = [round(i * step, 12) for i in range(int(largest / step + 1e-9) + 1)]
     targets = set() if scaled else {run.target for run in runs if run.target is not None}

@@ -23,14 +23,15 @@ from lightning_rs.loggers import CertificationLog
 from lightning_rs.networks import weights_sha256
 from lightning_rs.records import Certification, Header
 from lightning_rs.records.certification import to_line
+from lightning_rs.records.units import counts_pixels
 from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.files import RecordSet
 from lightning_rs.stages.power import smallest_n_to_certify
 from lightning_rs.stages.progress import Progress, duration
 from lightning_rs.stages.ranks import on_rank_zero
 
-# Radii, in units of sigma, at which the running certified accuracy is shown.
-_SHOWN = (0.0, 0.5, 1.0, 2.0)
+# Radii at which the running certified accuracy is shown: in units of sigma, or in pixels.
+_SHOWN, _SHOWN_PIXELS = (0.0, 0.5, 1.0, 2.0), (0.0, 1.0, 2.0, 5.0)
 _SECONDS_OF_TRIAL = 0.2
 # Images that are compared with their records at once.
 _CHECKED_AT_ONCE = 64
@@ -250,7 +251,8 @@ class CertificationStage(SmoothingStage):
             f"{ranks}: {bound}{samples:,} samples an image, {bound}about {duration(mine * samples / rate)}"
         )
         self._announce_details(rate)
-        radii = [round(f * session.noise.sigma, 6) for f in _SHOWN]
+        counted = counts_pixels(certifier.certificates[0].norm)
+        radii = _SHOWN_PIXELS if counted else [round(f * session.noise.sigma, 6) for f in _SHOWN]
         self._progress = Progress(mine, samples, radii, sys.stderr if self.pl_trainer.is_global_zero else None)
         session.sampler.on_samples = self._progress.add_samples
         self._mark = time.monotonic()

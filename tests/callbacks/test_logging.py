@@ -47,6 +47,7 @@ RECORDS = [record(0, 1, 1, 0.5), record(1, 2, 1, 0.9), record(2, 3, -1, 0.0), re
 
 def test_metrics_by_hand() -> None:
     assert metric_radii(0.25) == [0.0, 0.125, 0.25, 0.375, 0.5, 0.75]
+    assert metric_radii(0.07, "patch") == metric_radii(0.06, "l0") == [0.0, 1.0, 2.0, 3.0, 5.0, 8.0], "whole pixels"
     assert certification_metrics(RECORDS, [0.0, 0.125, 0.5, 0.6]) == {
         "certify/accuracy@0": 0.5,
         "certify/accuracy@0.125": 0.5,
