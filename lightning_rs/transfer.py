@@ -209,7 +209,7 @@ def refuse_records(header: Header, records: Sequence[Certification]) -> None:
         ("combined" not in header.binding, "they combine others"),
         (header.binding["noise"].get("class") == "GaussianNoise", f"their noise is {header.binding['noise']!r}"),
         (entries[0]["class"] == "GaussianL2", f"their certificate is {entries[0]['class']}, not GaussianL2"),
-        (all(record.mode != "decision" for record in records), "decisions have no bound"),
+        (all(record.has_radius for record in records), "decisions have no bound"),
     ):
         if not holds:
             raise ValueError(f"records cannot be transferred: {wrong}")

@@ -8,7 +8,7 @@ import torch
 from lightning_rs.checks import check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule
-from lightning_rs.loggers import log_figure
+from lightning_rs.loggers import log_figure, when_begun
 from lightning_rs.plots import image_grid
 
 
@@ -42,4 +42,5 @@ class NoisyImageGrid(pl.Callback):
         columns = {"clean": clean.numpy()}
         for copy in range(1, self.copies + 1):
             columns[f"copy {copy}"] = pl_module.noise(clean, generator).numpy()
-        log_figure(trainer, "noise/images", image_grid(columns, title=repr(pl_module.noise)))
+        figure = image_grid(columns, title=repr(pl_module.noise))
+        when_begun(trainer, lambda: log_figure(trainer, "noise/images", figure))

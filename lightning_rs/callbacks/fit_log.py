@@ -14,21 +14,21 @@ from lightning_rs.loggers.runs import link_checkpoint
 
 
 class FitLog(pl.Callback):
-    """Begins the W&B run with the training, and logs ``train/learning_rate``.
+    """Begins the W&B run with the first trained batch, and logs ``train/learning_rate``.
 
+    Bad images and labels leave no run: by then a batch has been loaded, and gone forward and backward.
     ``lightning_rs.Trainer.fit`` puts it before all other callbacks.
     """
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Lightning hook: data, network and a validation batch were found good."""
-        assert isinstance(pl_module, BaseClassifier)
-        callbacks = [each for each in trainer.callbacks if isinstance(each, EpochEndCertification)]  # type: ignore[attr-defined]
-        begin(trainer, fit_job(trainer, pl_module, [each.planned(pl_module) for each in callbacks]))
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Lightning hook: log."""
+        """Lightning hook: begin with the first batch; log."""
+        self._begin(trainer, pl_module)
         for optimizer in trainer.optimizers[:1]:  # an objective may do without
             rate = float(optimizer.param_groups[0]["lr"])
             pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False)
@@ -38,3 +38,11 @@ class FitLog(pl.Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.best_model_path:
                 link_checkpoint(trainer, callback.best_model_path)
+
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._begun:
+            return
+        assert isinstance(pl_module, BaseClassifier)
+        callbacks = [each for each in trainer.callbacks if isinstance(each, EpochEndCertification)]  # type: ignore[attr-defined]
+        begin(trainer, fit_job(trainer, pl_module, [each.planned(pl_module) for each in callbacks]))
+        self._begun = True

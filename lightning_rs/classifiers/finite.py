@@ -14,15 +14,16 @@ class FiniteLoss:
 
     def __init__(self) -> None:
         self._seen: list[tuple[Tensor, int, int]] = []
+        self._looked = False
 
     def watch(self, loss: Tensor, batch: int, epoch: int) -> None:
-        """Note the loss of a batch; on a CPU it is looked at at once.
+        """Note the loss of a batch; on a CPU, and the first one, is looked at at once: loggers begin with it.
 
         Raises:
             ValueError: naming the first bad batch and its epoch.
         """
         self._seen.append((loss.detach(), batch, epoch))
-        if loss.device.type == "cpu" or len(self._seen) >= _EVERY:
+        if not self._looked or loss.device.type == "cpu" or len(self._seen) >= _EVERY:
             self.check()
 
     def check(self) -> None:
@@ -31,7 +32,7 @@ class FiniteLoss:
         Raises:
             ValueError: naming the first bad batch and its epoch.
         """
-        seen, self._seen = self._seen, []
+        seen, self._seen, self._looked = self._seen, [], True
         if not seen:
             return
         finite = torch.isfinite(torch.stack([loss.float() for loss, _, _ in seen])).tolist()

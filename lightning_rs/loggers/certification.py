@@ -135,7 +135,7 @@ def log_certifications(
             charts = certification_charts(labelled, str(logger.experiment.name)) if labelled else {}
             table = certification_table(records, seconds or {}, data, noise)
             logger.log_metrics({**charts, "certify/table": table})
-    if labelled and all(record.mode != "decision" for record in labelled):
+    if labelled and all(record.has_radius for record in labelled):
         title = f"{noise!r}, n = {labelled[0].n:,}, alpha = {labelled[0].alpha:g}"
         figure = certified_accuracy_figure({title: labelled}, norm=labelled[0].norm)
         log_figure(trainer, "certify/curve", figure, wandb=False)

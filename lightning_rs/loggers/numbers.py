@@ -38,7 +38,7 @@ def certification_metrics(
     accuracies = certified_accuracy(certifications, radii)
     metrics = {f"{prefix}/accuracy@{r:g}": float(a) for r, a in zip(radii, accuracies, strict=True)}
     metrics[f"{prefix}/abstain"] = float(abstention_rate(certifications))
-    if all(record.mode != "decision" for record in certifications):
+    if all(record.has_radius for record in certifications):
         metrics[f"{prefix}/ACR"] = float(average_certified_radius(certifications))
     else:
         metrics[f"{prefix}/undecided"] = float(undecided_rate(certifications))
@@ -75,7 +75,7 @@ def summary(certifications: Sequence[Certification], noise: Noise) -> str:
         "certified accuracy  " + "  ".join(f"{a:.3f} at {r:g}" for a, r in zip(accuracies, radii, strict=True))
     )
     shares = [f"abstained {abstention_rate(labelled):.3f}"]
-    if first.mode == "decision":
+    if not first.has_radius:
         shares.append(f"undecided {undecided_rate(labelled):.3f}")
     else:
         shares.insert(0, f"average certified radius {average_certified_radius(labelled):.4f}")

@@ -184,7 +184,7 @@ def _load(path: Path) -> tuple[Header, list[Certification]]:
         (bool(records), "no image is recorded yet"),
         (not header.legacy and not header.imported, "it does not name its images: it was imported, or is of version 1"),
         (not is_combined(header), "it combines others already"),
-        (all(r.mode != "decision" for r in records), "decisions have no radius"),
+        (all(r.has_radius for r in records), "decisions have no radius"),
         (all(r.norm == "l2" and r.ball == "open" for r in records), f"its radii are in {told.get('norm')}, not in l2"),
         (header.binding["noise"].get("class") == "GaussianNoise", f"its noise is {header.binding['noise']['class']}"),
     ):

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from pytorch_lightning.loggers import WandbLogger
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_rs.cli import main
-from lightning_rs.loggers import metric_radii
+from lightning_rs.loggers import AttackLog, PredictionLog, metric_radii
 from lightning_rs.records import Certification, read_records, read_seconds
 from lightning_rs.stages.files import RecordSet
 from tests.driving import ONE_THREAD, PLAIN
+from tests.training import classifier, trainer
 from tests.wandb_runs import Run, read_run, table
 
 LOGGED = tuple(word for word in PLAIN if "logger" not in word)
@@ -26,6 +31,21 @@ CALLBACKS = (
     "{class_path: ModelCheckpoint, init_args: {monitor: preview/ACR, mode: max}}]"
 )
 RADII = metric_radii(0.25)
+ATTACKER = "--attacker={n: 200, screen: 50, copies: 4, rounds: 1, beta: 0.01}"
+
+
+def interrupting_after(action: Callable[..., None], times: int) -> Callable[..., None]:
+    """Return the action with Ctrl-C behind its n-th call."""
+    done = 0
+
+    def acting(*args: Any) -> None:
+        nonlocal done
+        action(*args)
+        done += 1
+        if done == times:
+            raise KeyboardInterrupt
+
+    return acting
 
 
 class Story:
@@ -60,15 +80,6 @@ class Story:
 def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     """Fit, an interrupted certification, its continuation, once more, bad input, predict, attack: for all tests."""
     told = Story(tmp_path_factory.mktemp("runs"))
-    append, written = RecordSet.append, 0
-
-    def interrupting(self: RecordSet, record: Certification, seconds: float) -> None:
-        nonlocal written
-        append(self, record, seconds)
-        written += 1
-        if written == 4:
-            raise KeyboardInterrupt
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_DATA_DIR", str(told.root / "staged"))
         patch.setenv("WANDB_MODE", "offline")
@@ -81,7 +92,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         records = told.root / "r.jsonl"
         certify = ("certify", f"--ckpt_path={best}", f"--records={records}", *FEW)
         with patch.context() as interrupted:
-            interrupted.setattr(RecordSet, "append", interrupting)
+            interrupted.setattr(RecordSet, "append", interrupting_after(RecordSet.append, 4))
             told.run("interrupted", *certify)
         told.run("certify", *certify)
         told.run("again", *certify)
@@ -91,8 +102,19 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         told.run("predict", "predict", f"--ckpt_path={best}", *FEW)
         told.run(
             "attack", "attack", f"--ckpt_path={best}", f"--records={records}", *LOGGED,
-            "--attacker={n: 200, screen: 50, copies: 4, rounds: 1, beta: 0.01}",
+            ATTACKER,
         )  # fmt: skip
+        with patch.context() as interrupted:
+            interrupted.setattr(PredictionLog, "add", interrupting_after(PredictionLog.add, 2))
+            told.run(
+                "interrupted predict", "predict", f"--ckpt_path={best}", "--data.init_args.certify_batch_size=2", *FEW
+            )
+        others = Path(shutil.copy(records, told.root / "others.jsonl"))
+        with patch.context() as interrupted:
+            interrupted.setattr(AttackLog, "add", interrupting_after(AttackLog.add, 3))
+            told.run(
+                "interrupted attack", "attack", f"--ckpt_path={best}", f"--records={others}", *LOGGED, ATTACKER,
+            )  # fmt: skip
         told.read()
         yield told
 
@@ -113,22 +135,26 @@ def acr(records: list[Certification]) -> float:
 def test_every_command_worked_and_only_results_leave_runs(story: Story) -> None:
     assert story.statuses == {
         "fit": 0, "interrupted": 1, "certify": 0, "again": 0, "bad images": 2, "bad checkpoint": 2, "predict": 0,
-        "attack": 0,
+        "attack": 0, "interrupted predict": 1, "interrupted attack": 1,
     }  # fmt: skip
-    assert list(story.folders) == ["fit", "interrupted", "certify", "predict", "attack"]
-    assert [run.exit for run in story.runs.values()] == [0, 1, 0, 0, 0]
+    assert list(story.folders) == [
+        "fit", "interrupted", "certify", "predict", "attack", "interrupted predict", "interrupted attack",
+    ]  # fmt: skip
+    assert [run.exit for run in story.runs.values()] == [0, 1, 0, 0, 0, 1, 1]
     assert sys.modules["wandb"].run is None
     # A folder for each, named after the run, with its configuration; none for those that began nothing.
     folders = {path.parent.name: path.name for path in (story.root / "lightning_rs").glob("*/*.yaml")}
     assert folders == {
-        story.runs[name].id: f"{'certify' if name == 'interrupted' else name}.yaml" for name in story.runs
+        run.id: f"{'certify' if name == 'interrupted' else name.removeprefix('interrupted ')}.yaml"
+        for name, run in story.runs.items()
     }
     assert list((story.root / "lightning_rs").glob(f"{story.runs['predict'].id}/predictions.csv"))
 
 
 def test_names_group_job_type_and_tags(story: Story) -> None:
     runs = story.runs
-    assert [run.job for run in runs.values()] == ["fit", "certify", "certify", "predict", "attack"]
+    jobs = ["fit", "certify", "certify", "predict", "attack", "predict", "attack"]
+    assert [run.job for run in runs.values()] == jobs
     assert {run.group for run in runs.values()} == {f"mlp gaussian-0.25 {runs['fit'].id}"}
     assert runs["fit"].name == "fit digits mlp gaussian-0.25"
     assert runs["certify"].name == "certify digits mlp gaussian-0.25 n=100"
@@ -279,6 +305,39 @@ def test_predictions_and_attacks(story: Story) -> None:
     _, lines = table(story.folders["attack"], "attack/bracket_table")
     assert {line.rpartition(": ")[2] for _, line, _ in lines} == {"certified", "not attacked"}
     assert len(table(story.folders["attack"], "attack/table")[1]) == 7
+
+
+def test_interrupted_predictions_and_attacks_keep_what_they_had(story: Story) -> None:
+    predict, attack = story.runs["interrupted predict"], story.runs["interrupted attack"]
+    assert (predict.job, attack.job) == ("predict", "attack")
+    assert predict.values("predict/images") == [2, 4, 4]
+    assert predict.values("predict/complete") == [0]
+    assert 0 <= predict.values("predict/accuracy")[-1] <= 1
+    assert attack.values("attack/images") == [1, 2, 3, 3]
+    assert attack.values("attack/complete") == [0]
+    whole = story.runs["attack"]
+    assert attack.values("attack/certified")[:3] == whole.values("attack/certified")[:3]
+    columns, rows = table(story.folders["interrupted attack"], "attack/table")
+    assert [row[columns.index("index")] for row in rows] == [record.index for record in certified(story)[:3]]
+
+
+@pytest.mark.parametrize("wrong", ["image", "label"])
+def test_a_bad_first_batch_of_a_training_leaves_no_run(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was found good before it, the validation images, is good here."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    images, labels = torch.rand(8, 1, 8, 8), torch.arange(8)
+    bad = images.clone(), labels.clone()
+    bad[wrong == "label"][0] = torch.nan if wrong == "image" else 99
+    logger = WandbLogger(project="mine", save_dir=tmp_path, offline=True)
+    run = trainer(tmp_path, logger=logger, max_epochs=1)
+    train, val = (DataLoader(TensorDataset(*data), batch_size=8) for data in (bad, (images, labels)))
+    raised = pytest.raises(ValueError, match="loss must be finite") if wrong == "image" else pytest.raises(IndexError)
+    with raised:
+        run.fit(classifier(), train, val)
+    assert logger._experiment is None
+    assert not list(tmp_path.rglob("*.wandb"))
 
 
 def test_what_the_user_chooses_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
