@@ -9,12 +9,16 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning_rs.checks import naming
 from lightning_rs.cli.numbers import number, whole_number
 from lightning_rs.cli.parser import Parser
-from lightning_rs.records import export_tsv, import_table, import_tsv, merge, merge_sidecars
+from lightning_rs.records import Header, export_tsv, import_table, import_tsv, merge, merge_sidecars
 from lightning_rs.records.reading import is_record_file, record_files
+
+if TYPE_CHECKING:
+    from lightning_rs.data.base import ImageDataModule
 
 _REPORT = "Compare runs: certified accuracy, average radius, abstention, bounds and figures from record files."
 _MERGE = "Merge the record files of several processes or shards into one, checking that nothing is missing or twice."
@@ -64,13 +68,30 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         help="also certify from the stored votes, fixed before seeing them: TopK:5 (the label stays among the 5 most "
         "probable), LabelSets:0,1,8,9+2-7 or LabelSets:FILE (it stays in its set), Targets (cannot become c: R_c)",
     )  # fmt: skip
+    parser.add_argument(
+        "--html", action="store_true",
+        help="also write report.html, into DIR or here: one page with curves to point at, a table of all images and "
+        "provenance, which loads nothing (needs bokeh: the extra html)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="DATA",
+        help="pictures for the page: a configuration (data/cifar10), a class path (MNIST), or checkpoint, what the "
+        "checkpoint of the records says; each image is checked against its record",
+    )  # fmt: skip
     args = parser.parse(argv)
+    if args.data is not None and not args.html:
+        parser.error("--data gives pictures to the page of --html, which is not asked for")
+
+    def data(headers: Sequence[Header]) -> ImageDataModule:
+        from lightning_rs.cli.datamodule import build_data  # here, because data load torch
+
+        return build_data(args.data, headers)
 
     def run() -> str:
         with _imported(args) as (records, names, alpha):
             made = report(
                 records, args.out, args.radii, alpha, args.rho, args.format, args.method, args.paired, names,
-                args.certificates,
+                args.certificates, args.html, None if args.data is None else data,
             )  # fmt: skip
         width = max(shutil.get_terminal_size((120, 24)).columns, 60)
         return "\n".join([made.text(width), *(f"wrote {file}" for file in made.files)])

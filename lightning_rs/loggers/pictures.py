@@ -14,6 +14,7 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from lightning_rs.data.base import ImageDataModule
+from lightning_rs.data.pictures import pixels
 from lightning_rs.loggers.runs import Waiting, run_directory
 from lightning_rs.metrics import certified_accuracy, label_probabilities
 from lightning_rs.noise import Noise
@@ -97,7 +98,7 @@ def certification_charts(records: Sequence[Certification], name: str) -> dict[st
     charts = {
         "certify/curve": line_chart({name: accuracy_points(records)}, "certified accuracy", axis(norm)),
     }
-    if all(record.mode != "decision" for record in records):
+    if all(record.has_radius for record in records):
         radii = [record.radius if record.correct else 0.0 for record in records]
         charts["certify/radii"] = wandb.Histogram(
             np_histogram=np.histogram(radii, radius_bins(norm, max(radii), _BINS))
@@ -172,10 +173,8 @@ def _noisy(image: Tensor, noise: Noise, index: int) -> Tensor:
 
 def _picture(image: Tensor, domain: tuple[float, float] | None) -> Image.Image:
     """Return an image (C, H, W) of a size to look at; values outside the domain are clipped."""
-    low, high = domain or (float(image.min()), float(image.max()))
-    scaled = ((image.float() - low) / max(high - low, 1e-12)).clamp(0, 1) * 255
-    pixels = scaled.round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    found = pixels(image, domain)
+    picture = Image.fromarray(found[..., 0] if found.shape[2] == 1 else found)
     side = max(picture.size)
     if side < _SMALL:
         factor = -(-_SMALL // side)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from lightning_rs.plots.changes import change_figure
-from lightning_rs.plots.curves import ENVELOPE, accuracy_steps, certified_accuracy_figure, radius_histogram
+from lightning_rs.plots.curves import (
+    ENVELOPE,
+    accuracy_polyline,
+    accuracy_steps,
+    certified_accuracy_figure,
+    radius_histogram,
+)
 from lightning_rs.plots.images import image_grid
 from lightning_rs.plots.panels import certified_accuracy_panels
 from lightning_rs.plots.plane import Regions, plane_figure
 from lightning_rs.plots.style import COLOURS, save_figure
-from lightning_rs.plots.votes import vote_bound_figure
+from lightning_rs.plots.votes import vote_bound_figure, vote_bound_polyline, vote_bound_ticks
 
 __all__ = [
     "COLOURS",
     "ENVELOPE",
     "Regions",
+    "accuracy_polyline",
     "accuracy_steps",
     "certified_accuracy_figure",
     "certified_accuracy_panels",
@@ -23,4 +30,6 @@ __all__ = [
     "radius_histogram",
     "save_figure",
     "vote_bound_figure",
+    "vote_bound_polyline",
+    "vote_bound_ticks",
 ]

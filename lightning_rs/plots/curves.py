@@ -90,6 +90,23 @@ def certified_accuracy_figure(
     return curves_figure(curves, frame, {ENVELOPE: _pale(accuracy_envelope(list(steps.values())))} if shown else None)
 
 
+def accuracy_polyline(records: Sequence[Certification], most: int) -> tuple[FloatArray, FloatArray]:
+    """Return the corners of the certified-accuracy curve, for a renderer of lines.
+
+    Args:
+        records: m >= 1 labelled records of one norm.
+        most: number of steps that are kept; further ones are joined to the lower step on their right, so that the line
+            is nowhere above the curve.
+    """
+    edges, heights = accuracy_steps(records)
+    if len(heights) > most:
+        kept = np.unique(np.linspace(0, len(heights) - 1, most).round().astype(int))
+        edges, heights = np.append(edges[0], edges[1:][kept]), heights[kept]
+    decision = not all(record.has_radius for record in records)
+    x, y = np.repeat(edges, 2)[1:-1], np.repeat(heights, 2)
+    return (x, y) if decision else (np.append(x, x[-1]), np.append(y, 0.0))
+
+
 def _pale(steps: tuple[FloatArray, FloatArray]) -> Callable[[Axes], Line2D]:
     edges, heights = steps
 

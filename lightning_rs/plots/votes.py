@@ -54,6 +54,29 @@ def vote_bound_figure(
     return curves_figure(curves, frame, {cap[0]: _line(_quantile(cap[1]))} if cap else None)
 
 
+def vote_bound_polyline(tails: ArrayLike, most: int) -> tuple[FloatArray, FloatArray]:
+    """Return the corners of the distribution of lower bounds of p, for a renderer of lines.
+
+    Args:
+        tails: upper bounds of 1 - p.
+        most: number of steps that are kept; further ones are joined to the higher share on their left.
+
+    Returns:
+        Quantiles of the bounds under the normal law, from that of p = 1/4 on, and shares of images at or below.
+    """
+    curve = _distribution(np.sort(check_probability("tails", tails).ravel()), _quantile(_LEFT), 0.0)
+    x, y = curve.x[:-1], curve.y[:-1]
+    if len(x) > most:
+        kept = np.unique(np.linspace(1, len(x) - 1, most).round().astype(int))
+        x, y = np.append(x[0], x[np.append(1, kept[:-1] + 1)]), np.append(y[0], y[kept])
+    return np.repeat(x, 2)[1:], np.repeat(y, 2)[:-1]
+
+
+def vote_bound_ticks() -> dict[float, str]:
+    """Return where the axis of quantiles is labelled, and by which p."""
+    return {_quantile(tail): label for tail, label in _TICKS.items()}
+
+
 def _distribution(tails: FloatArray, left: float, right: float) -> Curve:
     """Return the share of images whose quantile is at most x; those below the left end are there from the start."""
     at = np.array([_quantile(tail) for tail in tails[::-1]])
@@ -69,7 +92,7 @@ def _quantile(tail: float) -> float:
 
 
 def _ticks(right: float) -> Callable[[Axes], None]:
-    places = {_quantile(tail): label for tail, label in _TICKS.items()}
+    places = vote_bound_ticks()
     shown = {place: label for place, label in places.items() if place <= right + 0.2}
 
     def furnish(axes: Axes) -> None:

@@ -1,22 +1,28 @@
-"""Tables and pages from records: a comparison of runs, as text, CSV, Markdown, LaTeX and figures."""
+"""Tables and pages from records: a comparison of runs, as text, CSV, Markdown, LaTeX, HTML and figures."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
+from lightning_rs.records import Header
 from lightning_rs.report.changes import changes
 from lightning_rs.report.files import FORMATS, write_group
 from lightning_rs.report.groups import Group, default_radii
+from lightning_rs.report.html import check_bokeh, write_html
 from lightning_rs.report.labels import Targets, restate, write_targets
 from lightning_rs.report.paired import pairs
 from lightning_rs.report.recomputation import recompute
 from lightning_rs.report.runs import Run, load_runs
+from lightning_rs.report.thumbnails import Sheets, packed, pictures_of
 from lightning_rs.statistics.accuracy import Method
+
+if TYPE_CHECKING:
+    from lightning_rs.data.base import ImageDataModule
 
 __all__ = ["FORMATS", "Group", "Report", "Run", "load_runs", "recompute", "report"]
 
@@ -61,6 +67,8 @@ def report(
     paired: bool = False,
     names: Sequence[str] | Mapping[str, str] = (),
     certificates: Sequence[str] = (),
+    html: bool = False,
+    data: ImageDataModule | Callable[[Sequence[Header]], ImageDataModule] | None = None,
 ) -> Report:
     """Compare the runs in some record files.
 
@@ -79,6 +87,10 @@ def report(
         names: how runs are called, see :func:`lightning_rs.report.names.named_files`.
         certificates: what the votes say beside the files' own certificates: ``TopK:5``, ``LabelSets:0-4+5-9``,
             ``LabelSets:FILE``, ``Targets``; see :mod:`lightning_rs.report.labels`.
+        html: also write ``report.html`` into ``out``, by default the current folder: one page that holds everything
+            itself, with curves to point at, a table of all images, and provenance. Needs bokeh.
+        data: where the pictures of the page come from: the data module that was certified, or what makes it of the
+            headers. None: no pictures.
 
     Returns:
         The report; ``str`` of it is the text for the terminal.
@@ -86,7 +98,8 @@ def report(
     Raises:
         ValueError: for unreadable records, or if ``alpha`` is given and a run cannot be recomputed soundly. A second
             certificate of a file that cannot be is left out with a remark. If runs are paired that share no image. If
-            the votes of a run cannot say what ``certificates`` asks for.
+            the votes of a run cannot say what ``certificates`` asks for. If bokeh is missing for a page, or an image of
+            ``data`` is not the one that was certified.
         FileNotFoundError: if there is no such file.
     """
     check_alpha(rho, "rho")
@@ -94,6 +107,8 @@ def report(
     chosen = tuple(formats)
     for name in chosen:
         check_choice("formats", name, FORMATS)
+    if html:
+        check_bokeh()
     given = None if radii is None else sorted({float(r) for r in check_nonnegative("radii", list(radii))})
     runs = load_runs(paths, names)
     remarks = [f"{path} {told}." for path, told in {run.path: run.header.remark for run in runs}.items() if told]
@@ -116,7 +131,27 @@ def report(
         files += write_group(group, Path(out or ""), f"report{ending}", chosen)
     if out is not None:
         files += write_targets(restated.targets, Path(out), chosen)
+    if html:
+        tables = [each.table() for each in restated.targets]
+        files.append(write_html(groups, tables, _sheets(runs, data), Path(out or "") / "report.html"))
     return Report(groups, remarks, files, restated.targets)
+
+
+def _sheets(
+    runs: Sequence[Run], data: ImageDataModule | Callable[[Sequence[Header]], ImageDataModule] | None
+) -> Sheets | None:
+    """Return the pictures of all images, each checked to be the one that was certified."""
+    if data is None:
+        return None
+    firsts = {run.path: run for run in reversed(runs)}
+    made = data([run.header for run in firsts.values()]) if callable(data) else data
+    return packed(
+        {
+            key: picture
+            for path, run in firsts.items()
+            for key, picture in pictures_of(made, path, run.header, run.records).items()
+        }
+    )
 
 
 def _recompute_all(runs: Sequence[Run], alpha: float) -> tuple[list[Run], list[str]]:

@@ -140,12 +140,16 @@ class Group:
         Theorem 5; ``acc@R*sigma`` is at R times the run's sigma, ``p@P`` the share of images that are right and whose
         lower bound of p is at least P.
         """
-        rows = [self._csv_row(run) for run in self.runs]
+        rows = self.csv_rows()
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(rows[0])
-        writer.writerows([_cell(value) for value in row.values()] for row in rows)
+        writer.writerows(row.values() for row in rows)
         return out.getvalue()
+
+    def csv_rows(self) -> list[dict[str, str]]:
+        """Return the rows of :meth:`csv` by column."""
+        return [{name: _cell(value) for name, value in self._csv_row(run).items()} for run in self.runs]
 
     def pair_table(self) -> Table:
         """Return all pairs in one table, a row a pair and radius, for CSV."""

@@ -1,4 +1,4 @@
-"""Tables of text: one set of cells, written for the terminal, CSV, Markdown or LaTeX."""
+"""Tables of text: one set of cells, written for the terminal, CSV, Markdown, LaTeX or HTML."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 
 _TEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}"}
 _TEX |= {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", ">": "$>$", "<": "$<$", "|": "$|$"}
@@ -69,6 +70,15 @@ class Table:
         lines = [list(map(markdown, line)) for line in (self.columns, *self.rows)]
         lines.insert(1, rule)
         return "\n".join([f"**{markdown(self.title)}**", "", *(f"| {' | '.join(line)} |" for line in lines)])
+
+    def html(self) -> str:
+        """Return the table in HTML: no character of it is markup."""
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        rows = ["".join([f"<th>{escape(row[0])}</th>", *(f"<td>{escape(cell)}</td>" for cell in row[1:])])
+                for row in self.rows]  # fmt: skip
+        body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+        caption = f"<caption>{escape(self.title)}</caption>"
+        return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
     def latex(self, prefix: str = "tab:") -> str:
         """Return the table in LaTeX, for the packages booktabs and array: in parts where it is wider than a page.
