@@ -17,7 +17,7 @@ from lightning_rs.checks import check_alpha, check_at_least
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.evidence import Scheme
 from lightning_rs.noise.base import Domain, Noise
-from lightning_rs.records import Certification
+from lightning_rs.records import Certifications
 from lightning_rs.session import Session, Stage, image_shape
 
 
@@ -81,7 +81,7 @@ class Certifier:
         device: torch.device | str | None = None,
         domain: Domain = None,
         grid: int | None = None,
-    ) -> list[Certification]:
+    ) -> Certifications:
         """Certify a batch of images without Lightning.
 
         Args:
@@ -101,7 +101,7 @@ class Certifier:
         if chosen is None:
             raise ValueError("noise must be given to certify() or to the Certifier, got None")
         session = self.session(network, chosen, image_shape(images), device=device, domain=domain, grid=grid)
-        return list(session.certify(images, labels, indices))
+        return Certifications(session.certify(images, labels, indices))
 
     def session(
         self,

@@ -19,7 +19,7 @@ from lightning_rs.networks import build_network
 from lightning_rs.networks.checkpoints import state_dict_sha256
 from lightning_rs.networks.weights import load_safetensors, read_own_checkpoint, save_safetensors
 from lightning_rs.noise.base import Domain, Noise, noise_from_dict, noise_to_dict
-from lightning_rs.records import Certification
+from lightning_rs.records import Certifications
 from lightning_rs.session import Predictions, Session, image_shape
 
 _WEIGHTS = "model.safetensors"  # the hub's names
@@ -136,13 +136,13 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         images: Tensor,
         labels: Sequence[int] | Tensor | None = None,
         indices: Sequence[int] | Tensor | None = None,
-    ) -> list[Certification]:
+    ) -> Certifications:
         """Return one certification an image; see :meth:`lightning_rs.certifier.Certifier.certify`.
 
         Raises:
             ValueError: for images outside the domain or off the grid, or a noise that a certificate is not proved for.
         """
-        return list(self.session(image_shape(images)).certify(images, labels, indices))
+        return Certifications(self.session(image_shape(images)).certify(images, labels, indices))
 
     def session(self, shape: tuple[int, ...]) -> Session:
         """Return the network prepared for inputs of one shape, prepared anew when its weights have changed."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.own import as_datamodule, is_data
 from lightning_rs.loggers import held
 from lightning_rs.networks.files import reason_not_loaded
-from lightning_rs.records import Certification
+from lightning_rs.records import Certifications
 from lightning_rs.shipped import checkpoint_path
 from lightning_rs.stages import (
     AttackStage,
@@ -60,7 +60,7 @@ class Trainer(pl.Trainer):
     """
 
     smoothing_stage: SmoothingStage | None = None
-    certifications: Sequence[Certification] = ()
+    certifications = Certifications()
     records_path: Path | None = None
     prediction_summary: str = ""
     run_folder: Path | None = None
@@ -77,7 +77,7 @@ class Trainer(pl.Trainer):
         shard: str | None = None,
         preview: bool = False,
         check: float | None = None,
-    ) -> list[Certification]:
+    ) -> Certifications:
         """Certify the data module's certification subset and return its records in index order.
 
         Every finished image is on disk; running the same command again does only what is missing.
@@ -114,7 +114,7 @@ class Trainer(pl.Trainer):
         stage = CertificationStage(certifier, datamodule, records, self.default_root_dir, _parse_shard(shard), preview)
         with self._smoothing(stage):
             super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
-            self.certifications = stage.finish(self)
+            self.certifications = Certifications(stage.finish(self))
             self.records_path = stage.files.path
             if check is not None and self.is_global_zero:
                 self.check_summary = check_certificates(stage, self.certifications, check)
@@ -180,7 +180,7 @@ class Trainer(pl.Trainer):
         pairs: int = 1000,
         alpha: float = 0.001,
         pair_seed: int = 0,
-    ) -> list[Certification]:
+    ) -> Certifications:
         """Carry the records of one classifier to another, by few paired samples, and return the new records.
 
         For instance from int8 to fp32, or to a fine-tuned or pruned checkpoint. The noise is that of the records; the
@@ -212,8 +212,8 @@ class Trainer(pl.Trainer):
         with self._smoothing(stage):
             super().predict(model, datamodule=stage, return_predictions=False, ckpt_path=ckpt_path)
             self.records_path = stage.path
-            self.certifications = stage.finish(self)
-        return list(self.certifications)
+            self.certifications = Certifications(stage.finish(self))
+        return self.certifications
 
     def fit(
         self,

@@ -1,6 +1,7 @@
 """The certification record; append-only files, resume, merge, import/export; provenance."""
 
 from lightning_rs.records.certification import ABSTAIN, Certification
+from lightning_rs.records.collection import Certifications
 from lightning_rs.records.header import Header, environment
 from lightning_rs.records.reading import body_lines, is_sidecar, read_records, read_seconds, sidecar_path
 from lightning_rs.records.rounding import (
@@ -17,6 +18,7 @@ from lightning_rs.records.writing import RecordFile, merge, merge_sidecars
 __all__ = [
     "ABSTAIN",
     "Certification",
+    "Certifications",
     "Header",
     "RecordFile",
     "body_lines",

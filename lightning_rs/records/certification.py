@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from dataclasses import dataclass, field
+from html import escape
 from numbers import Integral
 from typing import Any, Literal
 
@@ -222,6 +223,10 @@ class Certification:
         tail = f" [{self.note}]" if self.note else ""
         exact = f"; {self.extra['arithmetic']}" if self.extra.get("arithmetic") else ""
         return f"image {self.index}{label}: {self._statement()} ({self.certificate}, n = {self.n_used}{exact}){tail}"
+
+    def _repr_html_(self) -> str:
+        """Return the sentence for notebooks; nothing in a record is markup."""
+        return f"<p>{escape(repr(self))}</p>"
 
     def _statement(self) -> str:
         level = f"alpha = {self.alpha!r}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_rs.records.certification import Certification
+from lightning_rs.records.collection import Certifications
 from lightning_rs.records.header import FORMAT, Header
 from lightning_rs.records.tables import looks_like_table
 from lightning_rs.records.verification import theorems_of, verify
@@ -66,8 +67,8 @@ def scan(path: Path, data: bytes) -> Contents:
     return Contents(header, records, texts[1:], len(finished) + 1, bool(tail))
 
 
-def read_records(path: str | Path) -> tuple[Header, list[Certification]]:
-    """Return the header and the certifications of a file, sorted by index.
+def read_records(path: str | Path) -> tuple[Header, Certifications]:
+    """Return the header and the certifications of a file, sorted by index: a list with ``to_pandas()``.
 
     An unfinished last line, as a killed run leaves it, is ignored with a warning; the file is not changed.
 
@@ -79,7 +80,7 @@ def read_records(path: str | Path) -> tuple[Header, list[Certification]]:
     assert contents.header is not None
     if contents.torn:
         warnings.warn(f"{path}: the last line is unfinished and was ignored; rerun to complete the file", stacklevel=2)
-    return contents.header, sorted(contents.records, key=lambda record: record.index)
+    return contents.header, Certifications(sorted(contents.records, key=lambda record: record.index))
 
 
 def body_lines(path: str | Path) -> list[str]:

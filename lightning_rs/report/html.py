@@ -37,7 +37,7 @@ h1 { font-size: 1.6rem; margin: 0 0 .3rem; } h2 { font-size: 1.2rem; margin: 2.2
 p.lead { color: #51606f; margin: .2rem 0 1rem; }
 .wide { overflow-x: auto; margin: .8rem 0 1.2rem; }
 table { border-collapse: collapse; font-size: 13.5px; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .2rem 0 .4rem; }
+caption { text-align: left; white-space: nowrap; font-weight: 600; padding: .2rem 0 .4rem; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e4e8ec; vertical-align: top; }
 th:first-child, table.facts td { text-align: left; } tbody th { font-weight: 500; overflow-wrap: anywhere; }
 thead th { border-bottom: 2px solid #9aa7b3; } table.facts td { overflow-wrap: anywhere; }

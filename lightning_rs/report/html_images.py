@@ -95,7 +95,8 @@ def image_table(files: Files, sheets: Sheets | None) -> list[str | Model]:
     keep = bk.BooleanFilter()
     table = bk.DataTable(
         source=source, view=bk.CDSView(filter=keep), columns=_table_columns(files, certificates, values, pictured),
-        index_position=None, sizing_mode="stretch_width", height=560, row_height=_SHOWN + 4 if pictured else 25,
+        index_position=None, reorderable=False, sizing_mode="stretch_width",
+        height=560, row_height=_SHOWN + 4 if pictured else 25,
         autosize_mode="none", name="images", stylesheets=styles,
     )  # fmt: skip
     names = [("", "all runs"), *((str(k), run.name) for k, run in enumerate(files.runs))]
@@ -167,7 +168,7 @@ def _table_columns(files: Files, certificates: Sequence[str], values: dict[str, 
     shown += [(f"radius {name}", f"radius, {name}", fraction, 120) for name in certificates]
     thousands = bk.NumberFormatter(format="0,0", text_align="right")
     shown += [("p_lower", "p at least", fraction, 80), ("n", "n", thousands, 75),
-              ("votes", "votes (class: count)", text, 210)]  # fmt: skip
+              ("votes", "votes (class: count)", text, 340)]  # fmt: skip
     if not np.isnan(values["seconds"]).all():
         shown.append(("seconds", "seconds", bk.NumberFormatter(format="0.000", nan_format="", text_align="right"), 75))
     if pictured:
