@@ -19,6 +19,7 @@ _WHAT = {
     "export": "turn a record file into a table",
     "study": "experiments on laws and bounds",
     "levels": "train at several noise levels, and certify each at its own or at several",
+    "reproduce": "figures and tables of five papers, step by step",
     "configs": "list the configurations that come with the package, or copy them",
     "combine": "combine record files of several classifiers",
 }

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": ("commands", "export_main"),
     "study": ("study", "study_main"),
     "levels": ("levels", "levels_main"),
+    "reproduce": ("reproduce", "reproduce_main"),
     "configs": ("configs", "configs_main"),
 }
 # Commands with a model, which Lightning's parser understands.
