@@ -17,7 +17,9 @@ from scipy.special import ndtr
 
 from lightning_rs.checks import naming
 from lightning_rs.plots import COLOURS, accuracy_polyline, vote_bound_polyline, vote_bound_ticks
+from lightning_rs.plots.curves import radius_bins
 from lightning_rs.records.certification import to_line
+from lightning_rs.records.units import axis
 from lightning_rs.report.groups import Group
 from lightning_rs.report.html_images import Files, image_table, models
 from lightning_rs.report.runs import Run
@@ -120,11 +122,11 @@ def _figures(group: Group) -> Model:
 
     bk = models()
 
-    large = _figure(f"{group.norm} radius r (input units)", "certified accuracy at r", 430)
-    below = _figure(f"{group.norm} radius (input units)", "images that are right", 300)
+    large = _figure(axis(group.norm), "certified accuracy at r", 430)
+    below = _figure(axis(group.norm), "images that are right", 300)
     votes = _figure("lower bound of p, the probability of the label under noise", "share of images below", 300)
     top = max((record.radius for run in group.runs for record in run.records if record.correct), default=0.0) or 1.0
-    edges = np.linspace(0.0, top, _BINS + 1)
+    edges = radius_bins(group.norm, top, _BINS)
     items, bounded = [], False
     for number, run in enumerate(group.runs):
         look = {"line_color": COLOURS[number % len(COLOURS)], "line_width": 2,
