@@ -111,7 +111,8 @@ class AttackStage(SmoothingStage):
         geometry = Geometry.of_certificate(norm, self.model.shape, self.data.domain, self.data.grid, vectors)
         for attack in self.attacker.chosen(session.noise):
             if geometry.norm not in attack.norms:
-                raise ValueError(f"norm {norm!r} has no attack in {type(attack).__name__}")
+                name, possible = type(attack).__name__, " or ".join(attack.norms)
+                raise ValueError(f"norm {norm!r} has no attack in {name}, which attacks in {possible}")
         self._victim = self.attacker.victim(session, self.model.network, geometry)
         header = self._attack_header()
         own = self._part(trainer.global_rank)
