@@ -44,7 +44,9 @@ def bracket_steps(records: Sequence[Bracketed]) -> tuple[FloatArray, FloatArray,
         raise ValueError("records must hold at least one image, got none")
     lower, upper = np.array([record.bracket for record in records], dtype=np.float64).T
     finite = upper[np.isfinite(upper)]
-    edges = np.unique(np.concatenate([[0.0], lower, finite, finite * (1 + 1e-9)]))
+    # A hair beyond each radius as well: steps hold up to the next edge, and nothing is certified beyond its own radius.
+    ends = np.concatenate([lower, finite])
+    edges = np.unique(np.concatenate([[0.0], ends, ends * (1 + 1e-9)]))
     certified = (lower[None] >= edges[:, None]) & (upper[None] > 0)
     return edges, certified.mean(1), (upper[None] > edges[:, None]).mean(1)
 

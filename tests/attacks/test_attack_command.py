@@ -97,7 +97,12 @@ def test_what_does_not_belong_together_is_one_line(
             "steps must be a whole number >= 1, got 0",
         ),
         (records, None, ("--certificate=GaussianL3",), "certificate must be one of GaussianL2, got 'GaussianL3'"),
-        (records, None, ("--attacker.attacks=[{class_path: lightning_rs.attacks.SplittingMoves}]",), "which attacks in l1"),
+        (
+            records,
+            None,
+            ("--attacker.attacks=[{class_path: lightning_rs.attacks.SplittingMoves}]",),
+            "which attacks in l1",
+        ),
         (tmp_path / "nowhere.jsonl", None, (), "nowhere.jsonl"),
         (combined, None, (), f"records must be of one classifier to be attacked; {combined} combines others"),
     ):

@@ -42,6 +42,7 @@ from lightning_rs.certificates.values import law_value_lower
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.networks.normalize import Normalize
 from lightning_rs.noise import AdditiveNoise, MixedNormNoise, Noise
+from lightning_rs.plots.brackets import bracket_steps
 from lightning_rs.records import Header
 from lightning_rs.session import Session
 from lightning_rs.stages.contradictions import (
@@ -468,3 +469,16 @@ def test_at_the_image_every_law_asserts_the_number_of_the_record() -> None:
     noise = MixedNormNoise(SIGMA, k_inf=4.0, dim=DIM)
     assert law_value_lower(noise, 0.01, np.zeros(DIM)) == 0.99
     assert law_value_lower(noise, 0.01, np.full(DIM, 0.1)) is None
+
+
+def test_curves_of_a_bracket_certify_nothing_beyond_a_radius() -> None:
+    def record(index: int, radius: float, attacked: float | None) -> AttackRecord:
+        return AttackRecord(
+            index=index, label=1, prediction=1, stated=True, radius=radius, norm="l1", ball="open", alpha=0.001,
+            attacked=attacked, inside=False, searched=0.0, confirmation=None if attacked is None else {},
+        )  # fmt: skip
+
+    edges, certified, standing = bracket_steps([record(0, 0.8, 2.0), record(1, 0.3, 1.5), record(2, 0.8, None)])
+    for r, low, high in ((0.2, 1.0, 1.0), (0.31, 2 / 3, 1.0), (0.81, 0.0, 1.0), (1.6, 0.0, 2 / 3), (3.0, 0.0, 1 / 3)):
+        at = np.searchsorted(edges, r, side="right") - 1  # steps hold up to the next edge
+        assert (certified[at], standing[at]) == (pytest.approx(low), pytest.approx(high))
