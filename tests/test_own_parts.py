@@ -184,7 +184,7 @@ def test_own_parts_from_training_to_the_report(own: Any, capfd: pytest.CaptureFi
     assert "MyCertificate, alpha = 0.01, n = 100" in done.stdout
     header, records = read_records(Path("x.jsonl"))
     assert header.binding["noise"] == {"class": "ownparts.MyNoise", "width": 0.4}
-    assert header.informative["objective"] == {"class": "lightning_rs.classifiers.augmentation.NoiseAugmentation"}
+    assert header.informative["objective"] == {"class": "ownparts.MyObjective"}
     assert header.binding["budget"] == {"mode": "fixed", "ledger": "autumn", "class": "ownparts.MyBudget"}
     assert header.binding["certificates"][0]["class"] == "ownparts.MyCertificate"
     assert {record.certificate for record in records} == {"MyCertificate"}
