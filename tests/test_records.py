@@ -50,6 +50,14 @@ def test_the_sentence_of_an_exact_closed_statement_on_a_grid() -> None:
     )
 
 
+def test_the_sentences_of_patches_and_pixels_count_pixels() -> None:
+    exact: dict[str, Any] = {"alpha": 0.0, "ball": "closed", "top": -1}
+    patch = repr(certification(norm="patch", radius=6.0, **exact))
+    assert "exactly, no change within a square patch of side <= 6 pixels changes the smoothed prediction 7" in patch
+    l0 = repr(certification(norm="l0", radius=5.0, **exact))
+    assert "no change of <= 5 pixels changes the smoothed prediction 7" in l0
+
+
 def test_the_sentences_without_a_radius() -> None:
     assert "abstains: no l2 radius could be certified at alpha = 0.001" in repr(certification(**ABSTAINED))
     decision: dict[str, Any] = {"mode": "decision", "target": 0.5, "radius": 0.0}

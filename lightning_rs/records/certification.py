@@ -13,6 +13,7 @@ from typing import Any, Literal
 from lightning_rs.checks import check_choice
 from lightning_rs.records.contradictions import contradiction
 from lightning_rs.records.rounding import complement, round_down
+from lightning_rs.records.units import change
 
 Ball = Literal["open", "closed"]
 Status = Literal["certified", "abstain", "undecided", "decided"]
@@ -245,7 +246,7 @@ class Certification:
         kind, _, argument = self.certificate.partition(":")
         claim = _CLAIMS.get(kind, "changes the smoothed prediction {prediction}")
         told = claim.format(prediction=self.prediction, argument=argument)
-        return f"{sure}, no {self.norm} perturbation of norm {less} {radius}{grid} {told}"
+        return f"{sure}, no {change(self.norm, less, radius)}{grid} {told}"
 
 
 def to_line(value: Any) -> str:

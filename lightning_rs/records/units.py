@@ -18,3 +18,12 @@ def unit(norm: str) -> str:
 def axis(norm: str) -> str:
     """Return the name of an axis of radii."""
     return _COUNTED.get(norm, f"{norm} radius r (input units)")
+
+
+def change(norm: str, less: str, radius: str) -> str:
+    """Return the changes within a ball as people say them: its norm, < or <=, and its radius."""
+    if norm == "patch":
+        return f"change within a square patch of side {less} {radius} pixels"
+    if norm == "l0":
+        return f"change of {less} {radius} pixels"
+    return f"{norm} perturbation of norm {less} {radius}"
