@@ -304,6 +304,6 @@ def test_merge_never_overwrites(tmp_path: Path) -> None:
     assert out.read_bytes() == before
     foreign = tmp_path / "notes.txt"
     foreign.write_text("notes")
-    with pytest.raises(ValueError, match="not a record file"):
+    with pytest.raises(ValueError, match="exists and is no record file"):
         merge([a, b], foreign)
     assert foreign.read_text() == "notes"
