@@ -202,6 +202,36 @@ def test_no_seed_certifies_an_impure_network(
             certifier.session(build(), NOISE, SHAPE, grid=255).predict(images(seed=seed), n=100)
 
 
+class OfTheAsking(Impure):
+    """The label depends on how the network is asked, not only on what."""
+
+    def __init__(self, seen: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.seen = [seen]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return logits(torch.full((len(x),), 1.0 if self.seen[0](x) else -1.0) * self.scale)
+
+
+@pytest.mark.parametrize(
+    ("seen", "cause"),
+    [
+        (lambda x: torch.is_grad_enabled(), "gradients"),
+        (lambda x: x.requires_grad, "gradients"),
+        (lambda x: torch.is_inference_mode_enabled(), "inference mode"),
+        (lambda x: x.is_inference(), "inference mode"),
+        (lambda x: len(x) > 10, "the number of rows"),
+        (lambda x: x.is_contiguous(), "the memory format of its input"),
+    ],
+)
+def test_what_is_certified_is_what_everybody_may_call(seen: Callable[[Tensor], bool], cause: str) -> None:
+    """Each answers one class to the engine, with all votes, and the other one to whoever calls it otherwise."""
+    runtime = Runtime(micro_batch=64, threads=1, channels_last=False)
+    session = Certifier(n0=30, n=300, runtime=runtime).session(OfTheAsking(seen), NOISE, SHAPE, grid=255)
+    with pytest.raises(ValueError, match=f"one fixed function of one row, but its logits move .* with ({cause})"):
+        list(session.certify(images()))
+
+
 def test_a_network_that_knows_its_thread_is_refused_on_several() -> None:
     certifier = Certifier(n0=30, n=300, runtime=Runtime(micro_batch=64, threads=2))
     with pytest.raises(ValueError, match=r"logits move .* threads"):

@@ -10,6 +10,7 @@ thread. What moves logits by more than rounding is refused, and the layer named 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ _RULE = "the network must be one fixed function of one row"
 # Largest movement of a logit, relative to the largest logit, that is taken for rounding.
 _ROUNDING = {"32-true": 1e-4, "int8": 1e-4}
 _COARSE_ROUNDING = 0.02
+# Rows that are asked for in other ways.
+_ASKED = 3
 # Threads that disturb each other do so by chance: they meet more than once.
 _MEETINGS = 4
 
@@ -134,6 +137,39 @@ def examine(prepared: PreparedNetwork, rows: Tensor, stochastic: bool) -> Moveme
         layer = _first_layer(prepared, rows, culprit, drew)
         return Movement(worst.deviation, scale, worst.cause, layer, drew)
     return worst
+
+
+def check_asking(plain: PreparedNetwork, rows: Tensor) -> None:
+    """Refuse a network whose answer depends on how it is asked: what is certified must be what its user calls.
+
+    A few rows are asked for by themselves, in another memory format, and outside inference mode with gradients, as an
+    attacker would.
+
+    Args:
+        plain: the network as it was given, in fp32.
+        rows: flat float32, (m, d).
+
+    Raises:
+        ValueError: if its logits move by more than rounding.
+    """
+    all_rows = _run(plain, rows)
+    few, own, scale = plain.view(rows[:_ASKED].clone()), all_rows[:_ASKED], float(all_rows.abs().max())
+    # Kernels for another number of rows may round more coarsely on an accelerator.
+    allowed = scale * (_ROUNDING["32-true"] if plain.device.type == "cpu" else _COARSE_ROUNDING)
+    with torch.autocast(plain.device.type, enabled=False):  # whatever its caller has set
+        answers = {"the number of rows": plain.eager(few.clone())}
+        if few.ndim == 4:
+            answers["the memory format of its input"] = plain.eager(few.clone(memory_format=torch.channels_last))
+        with torch.inference_mode(False), torch.no_grad():
+            outside = few.clone()
+            answers["inference mode"] = plain.eager(outside.clone()).clone()
+            # One that leaves torch cannot be asked so. Times 1, because leaves may not be written over.
+            with torch.enable_grad(), contextlib.suppress(RuntimeError):
+                answers["gradients"] = plain.eager(outside.clone().requires_grad_() * 1).detach()
+    for cause, answer in answers.items():
+        moved = float((answer.float() - own).abs().max())
+        if not moved <= allowed:  # nan, too
+            raise ValueError(f"{_RULE}, but its logits move by {moved:.3g} (the largest is {scale:.3g}) with {cause}")
 
 
 def _run(prepared: PreparedNetwork, rows: Tensor) -> Tensor:

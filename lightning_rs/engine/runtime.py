@@ -26,7 +26,7 @@ from lightning_rs.engine.compile.fuse import fuse_for_cpu
 from lightning_rs.engine.compile.quantize import fingerprint, quantize_for_cpu, synthetic_images
 from lightning_rs.engine.compile.quantized_layers import weight_limit
 from lightning_rs.engine.flags import unusual_flags
-from lightning_rs.engine.purity import Movement, check_layers, examine
+from lightning_rs.engine.purity import Movement, check_asking, check_layers, examine
 from lightning_rs.engine.replicas import replica
 from lightning_rs.engine.workers import Workers, one_thread
 
@@ -230,7 +230,7 @@ class PreparedNetwork:
         """
         if not self._fuse(self.micro_batch) or not isinstance(self._forward, fx.GraphModule):
             raise ValueError(f"precision int8 needs a network whose layers fuse: {'; '.join(self.remarks)}")
-        self._use(quantize_for_cpu(self._forward, self._view(rows), self.micro_batch))
+        self._use(quantize_for_cpu(self._forward, self.view(rows), self.micro_batch))
         assert isinstance(self._forward, nn.Module)
         self._scales = fingerprint(self._forward)
 
@@ -271,6 +271,8 @@ class PreparedNetwork:
         """
         probe, movement = self.measure_purity(network, rows)
         movement.check(self.config.precision, self.config.stochastic_network)
+        if not self.config.stochastic_network:
+            check_asking(*self._plainly(network, rows))
         return probe
 
     @torch.inference_mode()
@@ -278,11 +280,7 @@ class PreparedNetwork:
         """Return what :meth:`probe` sees without refusing anything."""
         own = self.logits(rows.to(self.dtype, copy=True)).clone()
         self.check_finite()
-        plainly = Runtime(
-            channels_last=False, fold=False, fuse=False, stochastic_network=self.config.stochastic_network
-        )
-        reference = PreparedNetwork(plainly, network, self.shape, self.device, self.micro_batch)
-        plain = rows.clone() if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
+        reference, plain = self._plainly(network, rows)
         changed = (reference.labels(plain) != own.argmax(1)).float().mean()
         seen = examine(self, rows, self.config.stochastic_network)
         if self.fused:  # tracing runs Python once: what would change later only shows without it
@@ -290,6 +288,14 @@ class PreparedNetwork:
         self.check_finite()
         probe = Probe(float(changed), seen.deviation == 0, seen.deviation, len(rows), seen.cause, seen.scale)
         return probe, seen
+
+    def _plainly(self, network: nn.Module, rows: Tensor) -> tuple[PreparedNetwork, Tensor]:
+        """Return the network prepared as it was given, in fp32, and the rows in its order of coordinates."""
+        config = Runtime(channels_last=False, fold=False, fuse=False, stochastic_network=self.config.stochastic_network)
+        with torch.inference_mode(False):  # what is made within it cannot be called outside of it
+            reference = PreparedNetwork(config, network, self.shape, self.device, self.micro_batch)
+        plain = rows.clone() if self.order is None else torch.empty_like(rows).index_copy_(1, self.order, rows)
+        return reference, plain
 
     def _copy(self, network: nn.Module) -> nn.Module:
         prepared = copy.deepcopy(network).eval().requires_grad_(False)
@@ -327,9 +333,10 @@ class PreparedNetwork:
     def run(self, network: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Return what a network makes of flat rows (m, d), whatever autocast its caller has set."""
         with self._autocast():
-            return network(self._view(rows))
+            return network(self.view(rows))
 
-    def _view(self, rows: Tensor) -> Tensor:
+    def view(self, rows: Tensor) -> Tensor:
+        """Return flat rows (m, d) as images (m, *shape), in the memory format that runs."""
         if not self.channels_last:
             return rows.view(-1, *self.shape)
         channels, height, width = self.shape
@@ -400,7 +407,7 @@ class PreparedNetwork:
         try:
             # Negative numbers too: a layer that rectifies its input must be seen to.
             rows = torch.randn(size, self.buffer(1).shape[1], generator=torch.Generator().manual_seed(0))
-            self._use(fuse_for_cpu(self.eager, self._view(rows.to(self.dtype))))
+            self._use(fuse_for_cpu(self.eager, self.view(rows.to(self.dtype))))
             return True
         except torch.OutOfMemoryError:
             raise
