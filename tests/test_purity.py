@@ -213,23 +213,120 @@ class OfTheAsking(Impure):
         return logits(torch.full((len(x),), 1.0 if self.seen[0](x) else -1.0) * self.scale)
 
 
-@pytest.mark.parametrize(
-    ("seen", "cause"),
-    [
-        (lambda x: torch.is_grad_enabled(), "gradients"),
-        (lambda x: x.requires_grad, "gradients"),
-        (lambda x: torch.is_inference_mode_enabled(), "inference mode"),
-        (lambda x: x.is_inference(), "inference mode"),
-        (lambda x: len(x) > 10, "the number of rows"),
-        (lambda x: x.is_contiguous(), "the memory format of its input"),
-    ],
-)
-def test_what_is_certified_is_what_everybody_may_call(seen: Callable[[Tensor], bool], cause: str) -> None:
+def with_numpy(x: Tensor) -> bool:
+    """Leave torch, which refuses inputs that require gradients."""
+    x.numpy()
+    return torch.is_grad_enabled()
+
+
+ASKED: list[tuple[Callable[[Tensor], bool], str]] = [
+    (lambda x: torch.is_grad_enabled(), "gradients"),
+    (lambda x: x.requires_grad, "gradients"),
+    (with_numpy, "gradients"),
+    (lambda x: torch.is_inference_mode_enabled(), "inference mode"),
+    (lambda x: x.is_inference(), "inference mode"),
+    (lambda x: len(x) > 10, "the number of rows"),
+    (lambda x: len(x) == 1, "the number of rows"),
+    (lambda x: len(x) % 2 == 1, "the number of rows"),
+    (lambda x: x.is_contiguous(), "the memory format of its input"),
+    (lambda x: x.storage_offset() > 0, "the strides of its input"),
+    (lambda x: x.stride(0) > 72, "the strides of its input"),
+    (lambda x: x._base is not None, "the strides of its input"),
+    (lambda x: torch.get_num_threads() > 1, "torch's number of threads"),
+]
+
+
+@pytest.mark.parametrize(("seen", "cause"), ASKED)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_certified_is_what_everybody_may_call(
+    seen: Callable[[Tensor], bool], cause: str, channels_last: bool
+) -> None:
     """Each answers one class to the engine, with all votes, and the other one to whoever calls it otherwise."""
-    runtime = Runtime(micro_batch=64, threads=1, channels_last=False)
-    session = Certifier(n0=30, n=300, runtime=runtime).session(OfTheAsking(seen), NOISE, SHAPE, grid=255)
-    with pytest.raises(ValueError, match=f"one fixed function of one row, but its logits move .* with ({cause})"):
-        list(session.certify(images()))
+    runtime = Runtime(micro_batch=64, threads=1, channels_last=channels_last)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        session = Certifier(n0=30, n=300, runtime=runtime).session(OfTheAsking(seen), NOISE, SHAPE, grid=255)
+        with pytest.raises(ValueError, match=f"one fixed function of one row, but its logits move .* with {cause}"):
+            list(session.certify(images()))
+    finally:
+        torch.set_num_threads(before)
+
+
+class AnsweringOnce(Impure):
+    """Answers for one row only, unless many ask."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = logits(x.flatten(1).mean(1) - 0.5) * self.scale
+        return found if len(found) != 3 else found[:1]
+
+
+def test_an_answer_of_another_shape_is_another_answer() -> None:
+    with pytest.raises(ValueError, match="logits move by inf .* with the number of rows"):
+        Certifier(n0=30, n=300, runtime=Runtime(micro_batch=64)).certify(AnsweringOnce(), NOISE, images(), grid=255)
+
+
+class Flattening(nn.Module):
+    """A pure network that refuses some memory formats, as `view` does."""
+
+    def __init__(self, rows: int = 1) -> None:
+        super().__init__()
+        self.rows, self.last = rows, nn.Linear(72, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.view(len(x) // self.rows, self.rows, -1)).view(-1, 3)  # type: ignore[no-any-return]
+
+
+class Reshaping(Flattening):
+    """The same function, which takes whatever comes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x.flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_call_that_a_network_refuses_is_no_other_answer(rows: int) -> None:
+    """It refuses other memory formats, and other numbers of rows than its multiples."""
+    torch.manual_seed(0)
+    network, same = Flattening(rows), Reshaping()
+    same.load_state_dict(network.state_dict())
+    with pytest.raises(RuntimeError, match=r"view size is not compatible|is invalid for input"):
+        network(images(3).contiguous(memory_format=torch.channels_last))
+    certifier = Certifier(n0=30, n=300, runtime=Runtime(micro_batch=64, threads=1, channels_last=False))
+    found, wanted = (certifier.certify(each, NOISE, images(), grid=255) for each in (network, same))
+    assert [record.counts for record in found] == [record.counts for record in wanted]
+
+
+class OfItsForm(nn.Module):
+    """BatchNorm behind the convolution only where torch.fx looks: folding it would give another network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.last = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(64, 3)
+        self.norm.running_var.fill_(9.0)  # type: ignore[union-attr]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return self.last((self.norm(h) if isinstance(x, torch.fx.Proxy) else h).flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_folding_would_change_is_not_folded(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    network = OfItsForm().to(dtype)
+    found = {}
+    for fold in (True, False):
+        runtime = Runtime(micro_batch=64, threads=1, fold=fold, fuse=False)
+        session = Certifier(n0=30, n=300, runtime=runtime).session(network, NOISE, SHAPE, grid=255)
+        found[fold] = [record.counts for record in session.certify(images())]
+        assert session.describe()["runtime"]["folded"] is False
+    assert found[True] == found[False]
+    remarks = Runtime().prepare(network, SHAPE).remarks
+    assert any("not folded: it must give the same logits" in remark for remark in remarks)
+    honest = nn.Sequential(network.conv, network.norm, nn.Flatten(), network.last)
+    assert Runtime().prepare(honest, SHAPE).folded
+    with pytest.raises(ValueError, match="not folded: it must give the same logits"):
+        Runtime(precision="int8").prepare(network, SHAPE)
 
 
 def test_a_network_that_knows_its_thread_is_refused_on_several() -> None:

@@ -22,11 +22,11 @@ from torch import Tensor, fx, nn
 
 from lightning_rs.checks import check_at_least, check_choice
 from lightning_rs.engine.compile.fold import fold_batchnorm
-from lightning_rs.engine.compile.fuse import fuse_for_cpu
+from lightning_rs.engine.compile.fuse import ROUNDING, fuse_for_cpu
 from lightning_rs.engine.compile.quantize import fingerprint, quantize_for_cpu, synthetic_images
 from lightning_rs.engine.compile.quantized_layers import weight_limit
 from lightning_rs.engine.flags import unusual_flags
-from lightning_rs.engine.purity import Movement, check_asking, check_layers, examine
+from lightning_rs.engine.purity import RULE, check_asking, check_layers, examine
 from lightning_rs.engine.replicas import replica
 from lightning_rs.engine.workers import Workers, one_thread
 
@@ -137,6 +137,7 @@ class PreparedNetwork:
         order: permutation with ``row = image.flatten()[order]``, or None for the identity (C, H, W).
         num_classes: number of logits.
         compiled: whether the compiled network runs; false if compilation was not asked for or failed.
+        folded: whether folding was asked for and did not give another function.
         fused: whether the fused network runs; false where it does not apply, see ``remarks``.
         workers: the threads on which micro-batches may be run side by side.
         remarks: what differs from the configuration, and why.
@@ -157,6 +158,7 @@ class PreparedNetwork:
         self.channels_last = config.channels_last and len(shape) == 3
         self.dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16}.get(config.precision, torch.float32)
         self.order = _channels_last_order(self.shape, device) if self.channels_last else None
+        self.folded = config.fold
         self.eager = self._copy(network)
         self._replicas: dict[int, Callable[[Tensor], Tensor]] = {}
         self._copying = threading.Lock()
@@ -239,7 +241,7 @@ class PreparedNetwork:
         return {
             "precision": self.config.precision,
             "channels_last": self.channels_last,
-            "folded": self.config.fold,
+            "folded": self.folded,
             "fused": self.fused,
             "compiled": self.compiled,
             "micro_batch": self.micro_batch,
@@ -267,27 +269,23 @@ class PreparedNetwork:
 
         Raises:
             ValueError: if a logit is NaN or infinite, or if the network is seen to be no function of one row: its
-                logits move by more than rounding, or it draws random numbers without leave to.
+                logits move by more than rounding, whoever asks and in whatever form, or it draws random numbers
+                without leave to.
         """
-        probe, movement = self.measure_purity(network, rows)
-        movement.check(self.config.precision, self.config.stochastic_network)
-        if not self.config.stochastic_network:
-            check_asking(*self._plainly(network, rows))
-        return probe
-
-    @torch.inference_mode()
-    def measure_purity(self, network: nn.Module, rows: Tensor) -> tuple[Probe, Movement]:
-        """Return what :meth:`probe` sees without refusing anything."""
+        stochastic = self.config.stochastic_network
         own = self.logits(rows.to(self.dtype, copy=True)).clone()
         self.check_finite()
         reference, plain = self._plainly(network, rows)
-        changed = (reference.labels(plain) != own.argmax(1)).float().mean()
-        seen = examine(self, rows, self.config.stochastic_network)
+        expected = reference.logits(plain.clone()).clone()
+        seen = examine(self, rows, stochastic)
         if self.fused:  # tracing runs Python once: what would change later only shows without it
-            examine(reference, plain, self.config.stochastic_network).check("32-true", self.config.stochastic_network)
+            examine(reference, plain, stochastic).check("32-true", stochastic)
         self.check_finite()
-        probe = Probe(float(changed), seen.deviation == 0, seen.deviation, len(rows), seen.cause, seen.scale)
-        return probe, seen
+        seen.check(self.config.precision, stochastic)
+        if not stochastic:
+            check_asking(reference, plain, expected)
+        changed = float((expected.argmax(1) != own.argmax(1)).float().mean())
+        return Probe(changed, seen.deviation == 0, seen.deviation, len(rows), seen.cause, seen.scale)
 
     def _plainly(self, network: nn.Module, rows: Tensor) -> tuple[PreparedNetwork, Tensor]:
         """Return the network prepared as it was given, in fp32, and the rows in its order of coordinates."""
@@ -301,12 +299,30 @@ class PreparedNetwork:
         prepared = copy.deepcopy(network).eval().requires_grad_(False)
         check_layers(prepared, self.config.stochastic_network)
         if self.config.fold:
-            prepared, remark = fold_batchnorm(prepared)
-            self.remarks += [remark] if remark else []
+            prepared = self._fold(prepared)
         prepared = prepared.to(self.device, self.dtype)
         if self.channels_last:
             prepared = prepared.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return prepared
+
+    def _fold(self, network: nn.Module) -> nn.Module:
+        """Return the folded network, or the given one where folding gives another: tracing sees one branch of it."""
+        folded, remark = fold_batchnorm(network)
+        if not self.config.stochastic_network:
+            held = next(network.parameters(), torch.zeros(()))
+            try:
+                _check_same(network, folded, self._example(2).to(held), "32-true")
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a network that does not run at all is refused by `_count_classes`
+                self.folded = False
+                folded, remark = network, f"not folded: {(str(error).splitlines() or [''])[0]}"
+        self.remarks += [remark] if remark else []
+        return folded
+
+    def _example(self, count: int) -> Tensor:
+        """Return images (count, *shape) with negative numbers, too: a layer that rectifies them must be seen to."""
+        return torch.randn(count, *self.shape, generator=torch.Generator().manual_seed(0))
 
     def _use(self, forward: Callable[[Tensor], Tensor]) -> None:
         """Run another form of the network from now on."""
@@ -328,7 +344,10 @@ class PreparedNetwork:
         return torch.compile(network, fullgraph=False, dynamic=False)
 
     def _logits(self, rows: Tensor) -> Tensor:
-        return self.run(self._own_forward(), rows).float()
+        found = self.run(self._own_forward(), rows)
+        if not isinstance(found, Tensor):  # tracing left a symbol where no copy of the network looks
+            raise ValueError(f"{RULE}, but what it keeps of one call, a {type(found).__name__}, comes back in another")
+        return found.float()
 
     def run(self, network: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
         """Return what a network makes of flat rows (m, d), whatever autocast its caller has set."""
@@ -421,7 +440,11 @@ class PreparedNetwork:
     def _compile(self) -> bool:
         try:
             self._use(self._compiler(self.eager))
-            self.logits(self.buffer())
+            rows = self.flatten(self._example(self.micro_batch)).to(self.dtype)
+            if self.config.stochastic_network:
+                self.logits(rows)
+            else:
+                _check_same(lambda x: self.run(self.eager, x).float(), self.logits, rows, self.config.precision)
             return True
         except Exception as error:  # the compiler raises anything from a missing g++ to internal errors
             self._use(self.eager)
@@ -469,6 +492,18 @@ def _check_supported(precision: str, device: torch.device) -> None:
         raise ValueError(f"precision {precision!r} is not supported on this GPU: use 32-true or 16-mixed")
     if device.type == "mps" and precision != "32-true":
         raise ValueError(f"precision {precision!r} is not supported on MPS: use 32-true")
+
+
+@torch.inference_mode()
+def _check_same(
+    given: Callable[[Tensor], Tensor], form: Callable[[Tensor], Tensor], rows: Tensor, precision: str
+) -> None:
+    """Raise ``ValueError`` unless another form of a network gives the same logits, up to its rounding."""
+    own, other = given(rows.clone()).clone(), form(rows.clone())  # a network may write over its input
+    apart, size = float((other - own).abs().max()), float(own.abs().max())
+    exact = rows.device.type == "cpu" and precision in ("32-true", "int8")
+    if not apart <= size * ROUNDING[torch.float32 if exact else torch.bfloat16]:
+        raise ValueError(f"it must give the same logits, got a difference of {apart:g} in {size:g}")
 
 
 def _channels_last_order(shape: tuple[int, ...], device: torch.device) -> Tensor:

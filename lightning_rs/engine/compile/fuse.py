@@ -28,8 +28,8 @@ _ADD: tuple[Any, ...] = (operator.add, torch.add, "add", "add_")  # fx traces +=
 _FLATTEN: tuple[Any, ...] = (torch.flatten, "flatten")
 # Layers that return new memory, never their input or a view of it.
 _OWN_MEMORY = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
-# Largest difference of logits, relative to the largest logit, that is taken for rounding.
-_ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+# Largest difference of logits between two forms of a network, relative to the largest, that is taken for rounding.
+ROUNDING = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
@@ -73,7 +73,7 @@ def fuse_for_cpu(network: nn.Module, example: Tensor) -> nn.Module:
     traced.delete_all_unused_submodules()
     # What this build of torch cannot run shows here, and control flow that tracing does not see.
     apart, size = (traced(example.clone()) - plain).abs().max(), plain.abs().max()
-    if not apart <= size * _ROUNDING[example.dtype]:
+    if not apart <= size * ROUNDING[example.dtype]:
         raise ValueError(f"fused layers must give the same logits, got a difference of {apart:g} in {size:g}")
     return traced
 
