@@ -262,7 +262,7 @@ class AnsweringOnce(Impure):
 
 
 def test_an_answer_of_another_shape_is_another_answer() -> None:
-    with pytest.raises(ValueError, match="logits move by inf .* with the number of rows"):
+    with pytest.raises(ValueError, match=r"logits move by inf .* with the number of rows"):
         Certifier(n0=30, n=300, runtime=Runtime(micro_batch=64)).certify(AnsweringOnce(), NOISE, images(), grid=255)
 
 

@@ -121,7 +121,7 @@ def overview(commands: Sequence[str]) -> str:
         "usage: lightning_rs COMMAND [options]\n\n"
         "Train image classifiers under noise and certify them by randomized smoothing.\n\n"
         f"commands:\n{listed}\nexamples:\n{_examples(lines)}\n"
-        "  lightning_rs COMMAND --help: what the command needs first; --help all: every option of those with a model\n"
+        "  lightning_rs COMMAND --help, or --help all: every option (of fit, validate, test, predict and certify)\n"
         "  lightning_rs --version, or --completion: a script that completes commands and options in bash and zsh"
     )
 
