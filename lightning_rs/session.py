@@ -255,6 +255,7 @@ class Session:
         sampler = self.sampler.named(entropy, n)
         votes = read(sampler.collect(images, range(len(images)), "prediction", n, [self._votes]), self._votes)
         self.prepared.check_finite()
+        self.prepared.check_unchanged()
         counts, chosen = votes.counts, Selection.of(votes.counts)
         doubt = self._doubt(sampler, votes)
         sure, against = np.maximum(at(counts, chosen.top) - doubt, 0), at(counts, chosen.runner_up) + doubt
@@ -369,6 +370,7 @@ class Session:
         selection = self._select(group)
         outcome = self._off_radius(group, self.certifier.budget.run(self.task, group, selection))
         self.prepared.check_finite()
+        self.prepared.check_unchanged()
         return [self._record(group, selection, outcome, row) for row in range(len(group.images))]
 
     def _checked(self, record: Certification) -> Certification:

@@ -241,6 +241,7 @@ def _answers(
     with torch.inference_mode():
         found = sampler.collect(images, indices, "transfer", pairs, [Answers])[Answers]
         runs.prepared.check_finite()
+        runs.prepared.check_unchanged()
         moved = np.zeros(len(images), dtype=bool)
         if sampler.rechecks is not None:
             sampler.rechecks.settle()

@@ -5,7 +5,7 @@ positions, companions, threads and randomness make votes dependent, and Clopper-
 to do that are refused when the network is prepared, and before the first image one micro-batch of noisy rows runs
 again and again (:func:`examine`): repeated, at other positions, among other rows, in memory used before, on every
 thread. What moves logits by more than rounding is refused, and the layer named where it starts. So is a network that
-answers otherwise to whoever asks in another way (:func:`check_asking`).
+answers otherwise to whoever asks in another way (:func:`check_asking`), or later (:class:`Witness`).
 :mod:`recheck` does the same with some samples of every image.
 """
 
@@ -213,6 +213,44 @@ def check_asking(plain: PreparedNetwork, rows: Tensor, expected: Tensor) -> None
             raise ValueError(
                 f"{RULE}, but its logits move by {moved:.3g} (the largest is {scale:.3g}) with {asking.cause}"
             )
+
+
+class Witness:
+    """The network as it was given, which is asked again whether it is still what it was at the start.
+
+    A form that was traced never changes by itself; the network that it stands for may: with the clock, with calls,
+    with what its class or module keeps. And what drifts slowly moves no sample that runs again a moment later.
+
+    Args:
+        plain: the network as it was given, in fp32.
+        rows: flat float32, (m, d), of which a few are kept; all, if it refuses to be asked for a few.
+    """
+
+    def __init__(self, plain: PreparedNetwork, rows: Tensor) -> None:
+        self._plain = plain
+        for count in (*range(_ASKED, 0, -1), len(rows)):
+            self._images = plain.view(rows[:count].clone())
+            try:
+                self._answer = self._ask()
+                break
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # see `check_asking`
+                if count == len(rows):
+                    raise
+
+    def check(self) -> None:
+        """Raise ``ValueError`` if its logits are not what they were."""
+        answer, scale = self._ask(), float(self._answer.abs().max())
+        moved = float((answer - self._answer).abs().max()) if answer.shape == self._answer.shape else math.inf
+        exact = self._plain.device.type == "cpu" and not self._plain.flags
+        if not moved <= scale * (_ROUNDING["32-true"] if exact else _COARSE_ROUNDING):  # nan, too
+            raise ValueError(
+                f"{RULE}, but its logits have moved by {moved:.3g} (the largest is {scale:.3g}) since the start"
+            )
+
+    def _ask(self) -> Tensor:
+        return _ask(self._plain, self._images, _Asking("")).float()
 
 
 def _ask(plain: PreparedNetwork, images: Tensor, asking: _Asking) -> Tensor:

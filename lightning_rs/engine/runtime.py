@@ -26,7 +26,7 @@ from lightning_rs.engine.compile.fuse import ROUNDING, fuse_for_cpu
 from lightning_rs.engine.compile.quantize import fingerprint, quantize_for_cpu, synthetic_images
 from lightning_rs.engine.compile.quantized_layers import weight_limit
 from lightning_rs.engine.flags import unusual_flags
-from lightning_rs.engine.purity import RULE, check_asking, check_layers, examine
+from lightning_rs.engine.purity import RULE, Witness, check_asking, check_layers, examine
 from lightning_rs.engine.replicas import replica
 from lightning_rs.engine.workers import Workers, one_thread
 
@@ -137,7 +137,7 @@ class PreparedNetwork:
         order: permutation with ``row = image.flatten()[order]``, or None for the identity (C, H, W).
         num_classes: number of logits.
         compiled: whether the compiled network runs; false if compilation was not asked for or failed.
-        folded: whether folding was asked for and did not give another function.
+        folded: whether what can be folded is; false where torch.fx cannot trace the network or folding gives another.
         fused: whether the fused network runs; false where it does not apply, see ``remarks``.
         workers: the threads on which micro-batches may be run side by side.
         remarks: what differs from the configuration, and why.
@@ -167,6 +167,7 @@ class PreparedNetwork:
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self.num_classes = self._count_classes()
         self._graph: _CudaGraph | None = None
+        self._witness: Witness | None = None
         self.resize(network, self._choose_micro_batch() if micro_batch is None else micro_batch)
 
     def resize(self, network: nn.Module, micro_batch: int) -> None:
@@ -259,6 +260,11 @@ class PreparedNetwork:
                 f"torch's flags must stay as they were when the network was prepared, {self.flags}, got {now}"
             )
 
+    def check_unchanged(self) -> None:
+        """Raise ``ValueError`` if the network, once it is probed, no longer answers what it answered then."""
+        if self._witness is not None:
+            self._witness.check()
+
     @torch.inference_mode()
     def probe(self, network: nn.Module, rows: Tensor) -> Probe:
         """Compare labels with the fp32 network's, and logits over positions, companions, calls and threads.
@@ -284,6 +290,7 @@ class PreparedNetwork:
         seen.check(self.config.precision, stochastic)
         if not stochastic:
             check_asking(reference, plain, expected)
+            self._witness = Witness(reference, plain)
         changed = float((expected.argmax(1) != own.argmax(1)).float().mean())
         return Probe(changed, seen.deviation == 0, seen.deviation, len(rows), seen.cause, seen.scale)
 
@@ -308,6 +315,7 @@ class PreparedNetwork:
     def _fold(self, network: nn.Module) -> nn.Module:
         """Return the folded network, or the given one where folding gives another: tracing sees one branch of it."""
         folded, remark = fold_batchnorm(network)
+        self.folded = not remark.startswith("not folded")
         if not self.config.stochastic_network:
             held = next(network.parameters(), torch.zeros(()))
             try:
