@@ -9,14 +9,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from scipy.special import ndtri
+from torch import Tensor, nn
 
+from lightning_rs.certifier import Certifier
 from lightning_rs.cli.commands import report_main
 from lightning_rs.functional import topk_l2_radius
+from lightning_rs.noise import (
+    AblationNoise,
+    BandNoise,
+    BlockNoise,
+    DeterministicSplittingNoise,
+    LaplaceNoise,
+    SplittingNoise,
+    UniformNoise,
+)
+from lightning_rs.noise.base import Noise
 from lightning_rs.records import ABSTAIN, Certification, Header
 from lightning_rs.report import load_runs, recompute, report
 from lightning_rs.report.labels import restate
+from lightning_rs.statistics.binomial import clopper_pearson_tail_upper
 from lightning_rs.statistics.labels import label_bounds
 from tests import fakes
 from tests.fakes import certification, header
@@ -216,6 +230,100 @@ def test_votes_that_say_nothing_are_refused(tmp_path: Path, capsys: pytest.Captu
     staged = dataclasses.replace(run, records=[dataclasses.replace(run.records[0], mode="staged")])
     with pytest.raises(ValueError, match=r"mode 'staged'.*FixedSamples"):
         restate([staged], ["TopK:2"])
-    other = dataclasses.replace(run.header, binding={**run.header.binding, "noise": {"class": "LaplaceNoise"}})
-    with pytest.raises(ValueError, match="of GaussianNoise, got noise LaplaceNoise"):
+    other = dataclasses.replace(run.header, binding={**run.header.binding, "noise": {"class": "NormPowerNoise"}})
+    with pytest.raises(ValueError, match=r"got noise NormPowerNoise \(its radii come from tables of one probability"):
         restate([dataclasses.replace(run, header=other)], ["Targets"])
+    decided = dataclasses.replace(run, records=[dataclasses.replace(run.records[0], mode="decision", target=1.0,
+                                                                    status="decided", radius=0.0)])  # fmt: skip
+    with pytest.raises(ValueError, match="taken in mode 'decision'"):
+        restate([decided], ["TopK:2"])
+
+
+SHAPE = (1, 4, 4)
+
+
+class Patterns(nn.Module):
+    """The brightest of four rows; where none is kept that is a matter of the others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.clamp(min=0).sum(dim=(1, 3)) * 9.0
+
+
+def certified(path: Path, noise: Noise, n: int = 400, count: int = 6) -> tuple[Path, Tensor]:
+    """Certify random grey images by the usual certificate of a noise and write the file."""
+    images = torch.randint(256, (count, *SHAPE), generator=torch.Generator().manual_seed(5)) / 255
+    images = (images * 51).round() / 255  # dark, but for the first row
+    images[:, :, 0] = 1.0
+    session = Certifier(n0=20, n=n, alpha=ALPHA).session(Patterns(), noise, SHAPE, domain=(0.0, 1.0), grid=255)
+    records = session.certify(images, labels=[0] * count)
+    head = Header.create(session.describe(), data={"name": "grey"}, indices=range(count))
+    return save(path, head, list(records)), images
+
+
+EXACT: dict[str, Noise] = {
+    "splitting": DeterministicSplittingNoise(lam=0.25, shape=SHAPE),
+    "band": BandNoise(1, shape=SHAPE),
+    "band, several votes": BandNoise(1, shape=SHAPE, threshold=0.2),
+    "block": BlockNoise(2, shape=SHAPE),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_files_count_votes(tmp_path: Path, name: str) -> None:
+    noise = EXACT[name]
+    path, _ = certified(tmp_path / "e.jsonl", noise)
+    (own,) = load_runs([path])
+    restated = restate([own], ["TopK:1", "TopK:2", "LabelSets:0,1+2,3", "LabelSets:0+1+2+3", "Targets"])
+    one, two, pair, alone = restated.runs
+    certificate = own.records[0]
+    assert {(r.alpha, r.ball, r.norm) for run in restated.runs for r in run.records} == {
+        (0.0, "closed", certificate.norm)
+    }
+    for first, second, sets, single, record in zip(
+        one.records, two.records, pair.records, alone.records, own.records, strict=True
+    ):
+        distance = record.bounds["distance"]
+        if record.prediction == 0:  # the label: TopK:1 is the certificate, as are sets of single labels
+            assert (first.prediction, first.radius, first.bounds["distance"]) == (0, record.radius, distance)
+        assert single.bounds["distance"] == distance
+        assert second.bounds["distance"] >= first.bounds["distance"]
+        assert sets.bounds["distance"] >= distance
+        assert sets.radius >= record.radius
+    further = [b.bounds["distance"] > a.bounds["distance"] for a, b in zip(one.records, two.records, strict=True)]
+    assert noise.threshold is not None or any(further)
+    (targets,) = restated.targets
+    nearest = np.nanmin(targets.radii, axis=1)
+    assert (nearest >= [record.radius for record in own.records]).all()
+    assert nearest.max() > 0 or name == "block"
+    assert "exactly, no " in repr(two.records[0])
+    made = report([path], tmp_path / "out", certificates=["TopK:2", "Targets"], formats=["csv", "md"])
+    assert "may be chosen after looking" in (tmp_path / "out" / "report_targets.md").read_text()
+    assert "exact" in str(made)
+
+
+@pytest.mark.parametrize(
+    ("noise", "norm"),
+    [
+        (UniformNoise(lam=0.5), "l1"),
+        (SplittingNoise(lam=0.5), "l1"),
+        (LaplaceNoise(0.3), "l1"),
+        (AblationNoise(4, shape=SHAPE), "l0"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_other_sampled_laws_in_the_norm_of_their_certificate(tmp_path: Path, noise: Noise, norm: str) -> None:
+    path, _ = certified(tmp_path / "s.jsonl", noise)
+    (own,) = load_runs([path])
+    restated = restate([own], ["TopK:1", "TopK:3", "LabelSets:0,1+2,3", "Targets"])
+    one, three, sets = restated.runs
+    assert {record.norm for run in restated.runs for record in run.records} == {norm}
+    for first, last, inside in zip(one.records, three.records, sets.records, strict=True):
+        assert first.radius <= last.radius
+        assert first.radius <= inside.radius + 1e-12 or first.prediction != inside.prediction
+    assert any(record.radius > 0 for record in one.records)
+    assert norm == "l0" or max(record.radius for record in three.records) > max(record.radius for record in one.records)
+    record = own.records[0]
+    q = clopper_pearson_tail_upper(record.counts[0], record.n, (record.alpha - own.header.alpha_noise) / 2)
+    assert one.records[0].bounds["q_upper"] == pytest.approx(float(q))
+    assert np.isfinite(restated.targets[0].radii[:, 1:]).all()
+    assert report_main([str(path), "--certificate", "TopK:2", "Targets"]) == 0

@@ -62,12 +62,14 @@ def patch_size(
     top, distance = splitting_votes_distance(votes, doubtful)
     if np.max(votes, initial=0) > positions:
         raise ValueError(f"votes must not exceed the {positions} positions, got {np.max(votes)}")
-    touched = np.maximum(distance, 0)
-    if kind == "block":
-        touched = _whole_root(touched)
-    side = touched - kept + 1
+    return top, _side(np.maximum(distance, 0), kept, room, kind)[()]
+
+
+def _side(distance: IntArray, kept: int, room: int, kind: Kind) -> IntArray:
+    """Return the side of the largest patch that touches at most ``distance`` >= 0 positions."""
+    touched = _whole_root(distance) if kind == "block" else distance
     # A patch wider than this touches every position, which no majority survives.
-    return top, np.clip(side, 0, room - kept + 1)[()]
+    return np.clip(touched - kept + 1, 0, room - kept + 1)
 
 
 def ablation_discrepancy(rho: ArrayLike, k: int, dim: int) -> FloatArray:
@@ -119,7 +121,28 @@ def ablation_l0_radius(q_upper: ArrayLike, k: int, dim: int) -> IntArray:
     11
     """
     spare = np.nextafter(0.5 - check_probability("q_upper", q_upper), -1.0)
+    return ablation_variation_radius(np.maximum(spare, 0.0), k, dim)
+
+
+def ablation_variation_radius(variation: ArrayLike, k: int, dim: int) -> IntArray:
+    """Return how many pixels may change before the law of the kept pixels moves by a total variation.
+
+    The largest rho with :func:`ablation_discrepancy` below ``variation``, 0 where there is none. No label, and no set
+    of labels, gains or loses more.
+
+    Args:
+        variation: in [0, 1], shape (...).
+        k: number of kept pixels, 1 <= k <= dim.
+        dim: number of pixels (all channels of one count once).
+
+    Returns:
+        Number of pixels, int64, shape of ``variation``.
+
+    Raises:
+        ValueError: for NaN, a variation outside [0, 1] or k outside 1..dim.
+    """
     # Delta increases: the number of rho >= 0 below the bound, of which rho = 0 is one.
+    spare = check_probability("variation", variation)
     return np.maximum(np.searchsorted(_discrepancies(k, dim), spare, side="left") - 1, 0)[()]
 
 
@@ -163,6 +186,13 @@ class PatchBand(EnumeratedCertificate):
         if reach > room:  # as patch_size: nothing larger is stated
             return noise.size
         return reach if self.kind == "band" else reach**2
+
+    def reached(self, distance: IntArray, noise: EnumeratedNoise) -> FloatArray:
+        """Return the side of the largest patch that touches at most D positions."""
+        assert isinstance(noise, (BandNoise, BlockNoise))
+        _, height, width = noise.shape
+        room = width if self.kind == "band" else min(height, width)
+        return _side(distance, noise.kept, room, self.kind).astype(np.float64)
 
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, votes = setting.noise, read(evidence, EnumeratedVotes)

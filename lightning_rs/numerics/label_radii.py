@@ -1,9 +1,13 @@
-"""Gaussian noise, votes only: a label stays among the k most probable ones, or in a set of labels. Numpy, no torch.
+"""Votes only: a label stays among the k most probable ones, or in a set of labels. Numpy, no torch.
 
-Both theorems read nothing but class counts, so finished records yield them without the network.
+The theorems read nothing but class counts, so finished records yield them without the network. Gaussian and Laplace
+noise move a probability by at most a shift of its score; laws of bounded overlap (uniform, splitting, ablation) move
+all probabilities together by at most their total variation.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -48,30 +52,119 @@ def topk_l2_radius(q_upper: ArrayLike, others_upper: ArrayLike, k: int, sigma: A
     >>> print(round(topk_l2_radius(0.7, [0.3, 0.25, 0.15], 2, 1.0), 6))
     0.075045
     """
-    tail, scale = check_probability("q_upper", q_upper), check_positive("sigma", sigma)
-    others = check_probability("others_upper", others_upper)
+    return _shifted(ndtr, ndtri, _FARTHEST, q_upper, others_upper, k, check_positive("sigma", sigma))
+
+
+def topk_laplace_l1_radius(q_upper: ArrayLike, others_upper: ArrayLike, k: int, scale: ArrayLike) -> FloatArray:
+    r"""Certified l1 radius within which a label stays among the k most probable ones under Laplace noise.
+
+    Statement: as :func:`topk_l2_radius` with ``||x - x'||_1 < R`` and F, the distribution function of the Laplace law
+    of scale 1, in the place of Phi; R is ``scale`` times the root. Reason: moving one coordinate by r scales takes a
+    probability p to ``F(F^-1(p) - r)`` at least and ``F(F^-1(p) + r)`` at most, because the likelihood ratio grows with
+    that coordinate (Neyman and Pearson), and such moves add up along the coordinates to r = ||x - x'||_1 / scale.
+    k = 1 with one other label of probability q is :func:`~lightning_rs.numerics.vote_radii.laplace_l1_radius`. Ours.
+
+    Args:
+        q_upper: upper bound of 1 - p of the label, shape (...).
+        others_upper: upper bounds of the other labels' probabilities, shape (..., C - 1); all bounds hold together.
+        k: how many labels count as the top, from 1 to C - 1.
+        scale: parameter b of the Laplace law, in input units, shape (...).
+
+    Returns:
+        Radius of the open l1 ball in input units, broadcast shape, rounded down; edges as :func:`topk_l2_radius`.
+
+    Raises:
+        ValueError: for NaN, a probability outside [0, 1], ``scale`` not positive, or k outside 1..C - 1.
+
+    >>> print(round(topk_laplace_l1_radius(0.1, [0.1], 1, 0.5), 6))
+    0.804719
+    """
+    far = 2000.0  # no pair of positive doubles has scores further apart: log(2 x 5e-324) = -744
+    return _shifted(_laplace, _laplace_score, far, q_upper, others_upper, k, check_positive("scale", scale))
+
+
+def topk_variation(q_upper: ArrayLike, others_upper: ArrayLike, k: int) -> FloatArray:
+    r"""Return the total variation below which a label stays among the k most probable ones, whatever the noise.
+
+    Statement: if moving from x to x' changes the law of the noisy input by a total variation less than the returned V,
+    fewer than k labels are at least as probable as the label at x'. Reason: no set of labels gains or loses more than
+    that, so that the least probable t of k labels share at most ``S_t + V`` there, and the label keeps ``1 - q - V``:
+
+        V = max_{t = 1..k} (t (1 - q) - S_t) / (t + 1),    S_t as for :func:`topk_l2_radius`.
+
+    Uniform and splitting noise move by ``||delta||_1 / (2 lam)`` at most, ablation by
+    :func:`~lightning_rs.certificates.ablation.ablation_discrepancy`. k = 1: (p - p_other) / 2. Ours.
+
+    Args:
+        q_upper: upper bound of 1 - p of the label, shape (...).
+        others_upper: upper bounds of the other labels' probabilities, shape (..., C - 1); all bounds hold together.
+        k: how many labels count as the top, from 1 to C - 1.
+
+    Returns:
+        V in [0, 1), broadcast shape, float64, rounded down; 0 where nothing is certified. A label with the bound 0 may
+        still appear at x': such laws move mass to where there was none.
+
+    Raises:
+        ValueError: for NaN, a probability outside [0, 1], or k outside 1..C - 1.
+
+    >>> print(round(topk_variation(0.4, [0.4, 0.1], 1), 6), round(topk_variation(0.4, [0.4, 0.1], 2), 6))
+    0.1 0.266667
+    """
+    tail, sums = _tails_and_sums(q_upper, others_upper, k)
+    parts = np.arange(1, sums.shape[-1] + 1)
+    value = ((parts * (1.0 - tail[..., None]) - sums) / (parts + 1)).max(axis=-1) - 2.0**-50
+    return np.maximum(value, 0.0)[()]
+
+
+def _tails_and_sums(q_upper: ArrayLike, others_upper: ArrayLike, k: int) -> tuple[FloatArray, FloatArray]:
+    """Return the label's tail, (...), and S_1, ..., S_k, (..., k), rounded up."""
+    tail, others = check_probability("q_upper", q_upper), check_probability("others_upper", others_upper)
     count = others.shape[-1] if others.ndim else 0
     if check_at_least("k", k, 1) > count:
         raise ValueError(f"k must be at most {count}, the number of other labels, got {k}")
-    shape = np.broadcast_shapes(tail.shape, scale.shape, others.shape[:-1])
+    tail = np.broadcast_to(tail, np.broadcast_shapes(tail.shape, others.shape[:-1]))
     # Ascending sums of the k largest; rounded up, because a sum of t terms errs by less than t ulps.
     sums = np.cumsum(np.sort(others, axis=-1)[..., -k:], axis=-1) * (1 + k * 2.0**-52)
-    tails = np.broadcast_to(tail, shape)
-    sums = np.minimum(np.broadcast_to(sums, (*shape, k)), tails[..., None])
-    score, rivals = -ndtri(tails), ndtri(sums)
+    return tail, np.minimum(np.broadcast_to(sums, (*tail.shape, k)), tail[..., None])
+
+
+def _shifted(
+    cdf: Callable[[FloatArray], FloatArray],
+    score_of: Callable[[FloatArray], FloatArray],
+    farthest: float,
+    q_upper: ArrayLike,
+    others_upper: ArrayLike,
+    k: int,
+    scale: FloatArray,
+) -> FloatArray:
+    """Return the radius of a law that moves scores by at most r / scale: see :func:`topk_l2_radius`."""
+    tail, sums = _tails_and_sums(q_upper, others_upper, k)
+    shape = np.broadcast_shapes(tail.shape, scale.shape)
+    tails, sums = np.broadcast_to(tail, shape), np.broadcast_to(sums, (*shape, k))
+    score, rivals = -score_of(tails), score_of(sums)
     parts = np.arange(1, k + 1)
 
     def holds(r: FloatArray) -> np.ndarray:
-        own = ndtr(score - r) * (1 - _SLACK)
-        return own > (ndtr(rivals + r[..., None]) / parts).min(axis=-1) * (1 + _SLACK)
+        own = cdf(score - r) * (1 - _SLACK)
+        return own > (cdf(rivals + r[..., None]) / parts).min(axis=-1) * (1 + _SLACK)
 
-    low, high = np.zeros(shape), np.full(shape, _FARTHEST)
+    low, high = np.zeros(shape), np.full(shape, farthest)
     for _ in range(64):  # the interval is one ulp long after 60
         middle = 0.5 * (low + high)
         inside = holds(middle)
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     endless = (sums == 0).any(axis=-1)
     return np.where(endless, np.inf, scale * low * (1 - _SLACK))[()]
+
+
+def _laplace(score: FloatArray) -> FloatArray:
+    small = 0.5 * np.exp(-np.abs(score))
+    return np.where(score < 0, small, 1.0 - small)
+
+
+def _laplace_score(p: FloatArray) -> FloatArray:
+    with np.errstate(divide="ignore"):
+        return np.where(p < 0.5, np.log(2.0 * p), -np.log(2.0 * (1.0 - p)))
 
 
 def label_set_l2_radius(p_lower_inside: ArrayLike, p_upper_outside: ArrayLike, sigma: ArrayLike) -> FloatArray:
