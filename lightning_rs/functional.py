@@ -8,7 +8,7 @@ norm of the gradient of the smoothed probability, without unit. Radii are in inp
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from lightning_rs.certificates.ablation import ablation_discrepancy, ablation_l0_radius, patch_size
+from lightning_rs.certificates.ablation import patch_size
 from lightning_rs.certificates.dipole import dipole_gradient_l2_radius, dipole_l2_radius, dipole_lower_bounds
 from lightning_rs.certificates.dual import gaussian_discrepancy
 from lightning_rs.certificates.first_order import (
@@ -31,6 +31,7 @@ from lightning_rs.certificates.values import gaussian_value_lower
 from lightning_rs.noise._integer_laws import integer_gaussian_pmf
 from lightning_rs.noise.norm_power import matched_sigma
 from lightning_rs.noise.splitting import splitting_noise
+from lightning_rs.numerics.kept_pixels import ablation_discrepancy, ablation_l0_radius
 from lightning_rs.numerics.label_radii import label_set_l2_radius, topk_l2_radius
 from lightning_rs.numerics.projections import project_l1_box
 from lightning_rs.numerics.routes import cascade_l2_radius, routed_radius

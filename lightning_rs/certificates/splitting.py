@@ -160,10 +160,6 @@ class EnumeratedCertificate(Certificate):
     def needed(self, radius: float, noise: EnumeratedNoise) -> int:
         """Return the distance D that certifies a radius >= 0; where nothing does, the number of all outcomes."""
 
-    @abstractmethod
-    def reached(self, distance: IntArray, noise: EnumeratedNoise) -> FloatArray:
-        """Return the radius that distances D >= 0 certify, float64, of the same shape."""
-
     @staticmethod
     def check_counts(counts: IntArray, noise: EnumeratedNoise) -> None:
         """Raise ``ValueError`` unless counts, (B, C), can be votes of all outcomes."""
@@ -211,18 +207,13 @@ class DeterministicSplittingL1(EnumeratedCertificate):
         assert isinstance(noise, DeterministicSplittingNoise)
         return math.floor(round(noise.q * radius, 9))
 
-    def reached(self, distance: IntArray, noise: EnumeratedNoise) -> FloatArray:
-        """Return D / q."""
-        assert isinstance(noise, DeterministicSplittingNoise)
-        return np.asarray(distance / noise.q)
-
     def _radii(self, evidence: Mapping[type[Evidence], Evidence], setting: Setting) -> Radii:
         noise, votes = setting.noise, read(evidence, EnumeratedVotes)
         assert isinstance(noise, DeterministicSplittingNoise)
         counts, doubtful = votes.counts, votes.doubtful
         self.check_counts(counts, noise)
         top, distance = splitting_votes_distance(counts, doubtful)
-        radius = self.reached(np.maximum(distance, 0), noise)
+        _, radius = splitting_votes_l1_radius(counts, noise.q, doubtful=doubtful)
         prediction = np.where(distance >= 0, top, ABSTAIN)
         notes = {int(b): f"{doubtful[b]} votes within the logit margin" for b in np.flatnonzero(doubtful)}
         return Radii(prediction, radius, {"distance": distance.astype(np.float64)}, notes)

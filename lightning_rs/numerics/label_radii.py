@@ -93,7 +93,7 @@ def topk_variation(q_upper: ArrayLike, others_upper: ArrayLike, k: int) -> Float
         V = max_{t = 1..k} (t (1 - q) - S_t) / (t + 1),    S_t as for :func:`topk_l2_radius`.
 
     Uniform and splitting noise move by ``||delta||_1 / (2 lam)`` at most, ablation by
-    :func:`~lightning_rs.certificates.ablation.ablation_discrepancy`. k = 1: (p - p_other) / 2. Ours.
+    :func:`~lightning_rs.numerics.kept_pixels.ablation_discrepancy`. k = 1: (p - p_other) / 2. Ours.
 
     Args:
         q_upper: upper bound of 1 - p of the label, shape (...).

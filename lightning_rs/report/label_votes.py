@@ -9,24 +9,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.checks import FloatArray, IntArray
 from lightning_rs.numerics.enumerated_votes import set_votes_distance, topk_votes_distance
+from lightning_rs.numerics.kept_pixels import Kind, ablation_variation_radius, patch_side
 from lightning_rs.numerics.label_radii import topk_l2_radius, topk_laplace_l1_radius, topk_variation
 from lightning_rs.numerics.rounding import round_down
 from lightning_rs.numerics.vote_radii import uniform_box_l1_radius
 from lightning_rs.records.lowered import abandoned
 from lightning_rs.records.votes import EXACT_LAWS, votes_flaw
-from lightning_rs.report.runs import Run, rebuild_certificate
+from lightning_rs.report.runs import Run
 from lightning_rs.statistics.labels import label_bounds
-
-if TYPE_CHECKING:
-    from lightning_rs.certificates.splitting import EnumeratedCertificate
-    from lightning_rs.noise.base import EnumeratedNoise
 
 _SHIFTS = {"GaussianNoise", "LaplaceNoise"}
 _OVERLAPS = {"UniformNoise", "SplittingNoise", "AblationNoise"}
@@ -120,8 +117,6 @@ class SampledVotes:
         """Return how far the law may move before it has changed by a total variation."""
         shape = self.run.header.binding["shape"]
         if self._law == "AblationNoise":
-            from lightning_rs.certificates.ablation import ablation_variation_radius  # here, because it loads torch
-
             found = ablation_variation_radius(variation, int(noise["k"]), math.prod(shape[-2:]))
             return np.asarray(found, dtype=np.float64)
         width, dim = 2.0 * float(noise["lam"]), math.prod(shape)
@@ -154,16 +149,12 @@ class ExactVotes:
         run: the run.
         counts: (B, C).
         doubtful: outcomes that floating-point error could turn, (B,).
-        noise: the law.
-        certificate: what turns a number of changed outcomes into a radius.
         void: never any: doubt is counted.
     """
 
     run: Run
     counts: IntArray
     doubtful: IntArray
-    noise: EnumeratedNoise
-    certificate: EnumeratedCertificate
     void: Mapping[int, str]
     exact = True
 
@@ -204,13 +195,19 @@ class ExactVotes:
 
     @property
     def _several(self) -> bool:
-        return self.noise.threshold is not None
+        return self.run.header.binding["noise"].get("threshold") is not None
 
     def _found(self, distance: IntArray) -> Found:
         return Found(self._radii(distance), distance >= 0, {"distance": distance.astype(np.float64)})
 
     def _radii(self, distance: IntArray) -> FloatArray:
-        return self.certificate.reached(np.maximum(distance, 0), self.noise)
+        noise = self.run.header.binding["noise"]
+        if noise["class"] == "DeterministicSplittingNoise":
+            return np.asarray(np.maximum(distance, 0) / int(noise["q"]))
+        kind: Kind = "band" if noise["class"] == "BandNoise" else "block"
+        _, height, width = noise["shape"]
+        room = width if kind == "band" else min(height, width)
+        return np.asarray(patch_side(distance, int(noise["kept"]), room, kind), dtype=np.float64)
 
 
 def votes_of(run: Run, request: str) -> SampledVotes | ExactVotes:
@@ -228,10 +225,7 @@ def votes_of(run: Run, request: str) -> SampledVotes | ExactVotes:
     counts = np.array([record.counts for record in run.records], dtype=np.int64)
     doubtful = np.array([int(record.extra.get("doubtful", 0)) for record in run.records])
     if law in EXACT_LAWS:
-        from lightning_rs.noise import noise_from_dict  # here, because laws load torch
-
-        noise, certificate = noise_from_dict(run.header.binding["noise"]), rebuild_certificate(run)
-        return ExactVotes(run, counts, doubtful, noise, certificate, {})  # type: ignore[arg-type]
+        return ExactVotes(run, counts, doubtful, {})
     alpha = run.records[0].alpha - run.header.alpha_noise
     if not alpha > 0:
         raise ValueError(f"{run.name}: alpha must exceed {run.header.alpha_noise!r} of the noise law, got {alpha!r}")

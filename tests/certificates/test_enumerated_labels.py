@@ -9,10 +9,10 @@ from math import comb
 import numpy as np
 import pytest
 
-from lightning_rs.certificates.ablation import ablation_discrepancy, ablation_variation_radius
 from lightning_rs.certificates.splitting import splitting_votes_distance
-from lightning_rs.functional import ablation_l0_radius, laplace_l1_radius
+from lightning_rs.functional import ablation_discrepancy, ablation_l0_radius, laplace_l1_radius
 from lightning_rs.numerics.enumerated_votes import set_votes_distance, topk_votes_distance
+from lightning_rs.numerics.kept_pixels import ablation_variation_radius
 from lightning_rs.numerics.label_radii import topk_laplace_l1_radius, topk_variation
 
 RNG = np.random.default_rng(8)
