@@ -30,6 +30,7 @@ from lightning_rs.stages.ranks import gather
 _FEW = 4
 _FEWEST = 8
 _FEWEST_SAMPLES = 100
+_REMAINS = 4  # part of the share that validation leaves in any case
 # In version 0.1 these metrics had the names of the final certification.
 _OLD, _NEW = "certify/", "preview/"
 
@@ -46,9 +47,11 @@ class EpochEndCertification(pl.Callback):
         every_n_epochs: certify at every n-th epoch, and at the first one, so that a monitor always finds the metrics.
         certifier: how to certify; default: the usual certificate of the noise with n0 = 64, n = 1,000, alpha = 0.01.
         radii: radii of the logged accuracies; default: multiples of the noise's sigma, whole pixels for patches and l0.
-        share: largest share of an epoch's time that the certification takes. Where all images would take longer (and
-            more than two seconds), the first certification of the training settles on fewer images, and below eight
-            of them on fewer samples; so the numbers of slow machines are coarser. None: whatever it takes.
+        share: largest share of an epoch's time that validation and the certification take together (of short epochs,
+            two seconds). Where all images would take longer, the first certification of the training settles on
+            fewer images, and below eight of them on fewer samples; so the numbers of slow machines are coarser.
+            Validation is never shortened: where it takes most of the share, a quarter of it remains for certifying.
+            None: whatever it takes.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class EpochEndCertification(pl.Callback):
         self._last: dict[str, float] = {}
         self._size: tuple[int, int] | None = None  # images and samples that the share allows
         self._began: float | None = None
+        self._validating: float | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Lightning hook: refuse a monitor under the name that these metrics had in version 0.1.
@@ -89,6 +93,11 @@ class EpochEndCertification(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: an epoch begins, whose length decides what a certification may cost."""
         self._began = self._clock()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lightning hook: validation begins, which counts towards the share."""
+        if not trainer.sanity_checking:
+            self._validating = self._clock()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lightning hook: certify, and log where the validation metrics are logged."""
@@ -175,14 +184,18 @@ class EpochEndCertification(pl.Callback):
         if self.share is None or self._began is None or trainer.state.fn != TrainerFn.FITTING:
             return whole
         if self._size is None:
-            seconds = max(PATIENCE, self.share * (self._clock() - self._began))
+            now = self._clock()
+            together = max(PATIENCE, self.share * (now - self._began))
+            spent = now - (now if self._validating is None else self._validating)  # also on preparing to certify
+            seconds = max(together - spent, together / _REMAINS)
             rate = session.measure(subset.__getitems__([0]).image, 0.2) * trainer.world_size
             size = affordable(seconds * rate, whole[0], session.samples_per_image, session.certifier)
             self._size = trainer.strategy.broadcast(size)
             if self._size != whole and trainer.is_global_zero:
                 print(
                     f"certification at epoch ends: {self._size[0]} of {whole[0]} images, n = {self._size[1]:,}, "
-                    f"to take at most {self.share:.0%} of an epoch (about {duration(seconds)}); share: null lifts that",
+                    f"so that validation and it take at most {self.share:.0%} of an epoch (about {duration(seconds)} "
+                    "are left for it); share: null lifts that",
                     file=sys.stderr,
                 )
         return min(whole[0], self._size[0]), min(whole[1], self._size[1])
