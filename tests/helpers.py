@@ -1,6 +1,9 @@
-"""Classifiers whose smoothed behaviour is known in closed form, and small builders."""
+"""Classifiers whose smoothed behaviour is known in closed form, small builders, and what can be wrong in a record."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,3 +57,31 @@ def bit_equal(group: Radii, row: int, alone: Radii) -> bool:
     pairs = [(group.radius[row], alone.radius[0]), (group.prediction[row], alone.prediction[0])]
     pairs += [(group.bounds[name][row], alone.bounds[name][0]) for name in alone.bounds]
     return all(a == b for a, b in pairs) and group.notes.get(row) == alone.notes.get(0)
+
+
+def every_change(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the record with each field changed, each number and text, inside lists and mappings too."""
+    for name, value in record.items():
+        for other in _others(value):
+            yield name, {**record, name: other}
+
+
+def _others(value: Any) -> Iterator[Any]:
+    if isinstance(value, bool) or value is None:
+        yield 1
+    elif isinstance(value, int | float):
+        yield from (value + 1, value * 2 + 3, -7)
+        if isinstance(value, float):
+            yield value * 1.001 + 1e-6
+    elif isinstance(value, str):
+        yield from ("l7" if value != "l7" else "l1", value + "x")
+    elif isinstance(value, list):
+        yield from ([*value, 1], value[:-1])
+        for place, item in enumerate(value):
+            for other in _others(item):
+                yield [*value[:place], other, *value[place + 1 :]]
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield {k: v for k, v in value.items() if k != key}
+            for other in _others(item):
+                yield {**value, key: other}

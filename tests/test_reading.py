@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,7 +26,7 @@ from lightning_rs.records.recomputed import PLAIN
 from lightning_rs.records.verification import NOT_CHECKED
 from lightning_rs.report import report
 from tests.fakes import certification, changed
-from tests.helpers import HalfSpace
+from tests.helpers import HalfSpace, every_change
 
 # Facts about the data, remarks for people, and extra facts that no radius follows from.
 HARMLESS = {*NOT_CHECKED, "extra", "image"}
@@ -59,34 +58,6 @@ CASES: dict[str, tuple[Noise, dict[str, Any]]] = {
 }
 
 
-def mutations(record: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the record with each field changed, each number and text, inside lists and mappings too."""
-    for name, value in record.items():
-        for other in _others(value):
-            yield name, {**record, name: other}
-
-
-def _others(value: Any) -> Iterator[Any]:
-    if isinstance(value, bool) or value is None:
-        yield 1
-    elif isinstance(value, int | float):
-        yield from (value + 1, value * 2 + 3, -7)
-        if isinstance(value, float):
-            yield value * 1.001 + 1e-6
-    elif isinstance(value, str):
-        yield from ("l7" if value != "l7" else "l1", value + "x")
-    elif isinstance(value, list):
-        yield from ([*value, 1], value[:-1])
-        for place, item in enumerate(value):
-            for other in _others(item):
-                yield [*value[:place], other, *value[place + 1 :]]
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield {k: v for k, v in value.items() if k != key}
-            for other in _others(item):
-                yield {**value, key: other}
-
-
 def _same_threshold(field: str, record: dict[str, Any], before: dict[str, Any]) -> bool:
     return field == "bounds" and record[field].get("threshold") == before[field]["threshold"]
 
@@ -111,7 +82,7 @@ def test_every_mutation_is_refused(case: str, tmp_path: Path) -> None:
     accepted = []
     for row in (1, 4):
         before = json.loads(lines[row])
-        for field, record in mutations(before):
+        for field, record in every_change(before):
             path.write_text("\n".join([*lines[:row], json.dumps(record), *lines[row + 1 :], ""]))
             tried += 1
             told = refusal(path)

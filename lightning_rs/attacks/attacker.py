@@ -193,7 +193,7 @@ class Attacker:
                         label=record.label,
                         prediction=claimed(record),
                         stated=record.prediction != ABSTAIN,
-                        radius=float(radii[row]),
+                        radius=float(radii[row]) if record.prediction != ABSTAIN else 0.0,
                         norm=record.norm,
                         ball=record.ball,
                         alpha=record.alpha,

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_rs.records.attack_contradictions import attack_contradiction
 from lightning_rs.records.attacks import AttackRecord
 from lightning_rs.records.certification import from_line, to_line
 from lightning_rs.records.header import Header
@@ -146,6 +147,10 @@ def _parse(path: Path, finished: bytes) -> tuple[Header, list[AttackRecord]]:
     if values.get("format") != FORMAT or values.get("version") != VERSION:
         raise ValueError(f"{path}:1: not a file of attacks: the first line must have the format {FORMAT!r}")
     records = [AttackRecord.from_json(line, f"{path}:{number}") for number, line in enumerate(lines, 2)]
+    for number, record in enumerate(records, 2):
+        wrong = attack_contradiction(record, values["binding"])
+        if wrong:
+            raise ValueError(f"{path}:{number}: image {record.index}: {wrong}")
     indices = [record.index for record in records]
     if len(set(indices)) < len(indices):
         raise ValueError(f"{path}: image {next(i for i in indices if indices.count(i) > 1)} occurs twice")

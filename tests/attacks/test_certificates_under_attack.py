@@ -347,7 +347,7 @@ def test_a_contradiction_that_chance_cannot_explain_is_loud(tmp_path: Path) -> N
 
 
 def test_files_append_resume_and_merge(tmp_path: Path) -> None:
-    header = Header({"norm": "l2", "attacker": {"n": 3}}, {})
+    header = Header({"norm": "l2", "alpha": 0.001, "attacker": {"n": 3}}, {})
     record = AttackRecord(
         index=3, label=1, prediction=1, stated=True, radius=0.5, norm="l2", ball="open", alpha=0.001, attacked=None,
         inside=False, searched=1.0,
@@ -368,7 +368,7 @@ def test_files_append_resume_and_merge(tmp_path: Path) -> None:
     again.close()
     assert read_attacks(path)[1] == [record, dataclasses.replace(record, index=4)]
     with pytest.raises(ValueError, match=r"attacker\.n: 3 != 4"):
-        AttackFile(path, Header({"norm": "l2", "attacker": {"n": 4}}, {}))
+        AttackFile(path, Header({"norm": "l2", "alpha": 0.001, "attacker": {"n": 4}}, {}))
     other = AttackFile(tmp_path / "b.jsonl", header)
     other.append(dataclasses.replace(record, index=1))
     other.close()
