@@ -2,8 +2,8 @@
 
 f was certified with many samples in a quick runtime; f' is the same network in another runtime, or a fine-tuned or
 pruned one. Few *paired* samples, both classifiers on the same noisy copies, bound how much of f's probability f' loses:
-``p'_A >= p_A - P(f = A, f' != A)`` (:func:`~lightning_rs.functional.transfer_lower`). Worth it for p up to about .99;
-above, the pairs alone say more.
+``p'_A >= p_A - P(f = A, f' != A)`` (:func:`~lightning_rs.functional.transfer_lower`), whatever the law and the norm:
+the file's own theorem makes a radius of it. Worth it for p up to about .99; above, the pairs alone say more.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lightning_rs.certificates.base import TopVoteCertificate, certificate_from_dict
 from lightning_rs.checks import check_alpha, check_at_least
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import image_sha256
@@ -142,7 +143,7 @@ def transfer(
     """Return certificates of another classifier, one for each record, without certifying it anew.
 
     Args:
-        header: of the record file of the first classifier: Gaussian noise, ``GaussianL2``.
+        header: of the record file of the first classifier; its certificate is a function of one tail.
         records: its records.
         source: the first classifier, prepared as the header says.
         target: the other one.
@@ -189,9 +190,11 @@ def transfer_header(header: Header, told: Mapping[str, Any]) -> Header:
     binding = dict(header.binding)
     total = Transfer.of(told).total(float(binding["alpha"]))
     shares = {"p_lower": float(binding["alpha"]) / total, "harmful_upper": float(told["alpha"]) / total}
+    first = binding["certificates"][0]
+    ball = {"norm": first["norm"], "ball": first["ball"]}
     own = {
         "noise": binding["noise"],
-        "certificates": [{"class": NAMES["transfer"], "norm": "l2", "ball": "open", "alpha_split": shares}],
+        "certificates": [{"class": NAMES["transfer"], **ball, "alpha_split": shares}],
         **{key: binding[key] for key in ("n0", "n", "data", "num_classes", "shape", "subset", "shared_noise")},
         "alpha": total,
         "budget": {"mode": "fixed"},
@@ -201,15 +204,29 @@ def transfer_header(header: Header, told: Mapping[str, Any]) -> Header:
 
 
 def refuse_records(header: Header, records: Sequence[Certification]) -> None:
-    """Raise ``ValueError`` unless the records hold a bound of the tail that another classifier can inherit."""
-    entries = header.binding["certificates"]
+    """Raise ``ValueError`` unless the records hold a bound of the tail that another classifier can inherit.
+
+    Sound for every theorem that reads nothing but an upper bound of the tail of one class: harmful pairs bound what
+    that tail gains. Not for theorems that also read bounds of rivals, gradients or antithetic pairs, which would need
+    pairs of their own; pointless for exact ones, whose outcomes all have to be evaluated again.
+    """
     for holds, wrong in (
         (bool(records), "no image is recorded yet"),
         (not header.imported and not header.legacy, "they were imported, or are of version 1"),
         ("combined" not in header.binding, "they combine others"),
-        (header.binding["noise"].get("class") == "GaussianNoise", f"their noise is {header.binding['noise']!r}"),
-        (entries[0]["class"] == "GaussianL2", f"their certificate is {entries[0]['class']}, not GaussianL2"),
         (all(record.has_radius for record in records), "decisions have no bound"),
+    ):
+        if not holds:
+            raise ValueError(f"records cannot be transferred: {wrong}")
+    certificate = certificate_from_dict(header.binding["certificates"][0])
+    name = certificate.name
+    for holds, wrong in (
+        (
+            not certificate.exact,
+            f"{name} evaluates all outcomes, as certify would for the other classifier",
+        ),
+        (isinstance(certificate, TopVoteCertificate), f"{name} reads more than the tail of one class"),
+        (not certificate.shared_failure, f"{name} rests on a table that fails for all images at once: certify"),
     ):
         if not holds:
             raise ValueError(f"records cannot be transferred: {wrong}")

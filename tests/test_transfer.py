@@ -13,10 +13,22 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import ndtr
+from torch import nn
 
 from lightning_rs import Certifier, GaussianNoise, Runtime
+from lightning_rs.certificates import (
+    AblationL0,
+    Certificate,
+    LaplaceL1,
+    NormPowerL2,
+    SplittingL1,
+    UniformL1,
+    UniformLinf,
+)
 from lightning_rs.cli import main
 from lightning_rs.functional import clopper_pearson_upper, gaussian_l2_radius
+from lightning_rs.noise import AblationNoise, LaplaceNoise, NormPowerNoise, SplittingNoise, UniformNoise
+from lightning_rs.noise.base import Noise
 from lightning_rs.records import Certification, Header, read_records
 from lightning_rs.records.combination import Part, Transfer, transfer_records
 from lightning_rs.records.writing import write_whole
@@ -135,11 +147,92 @@ def test_other_samples_and_other_classifiers_are_refused() -> None:
         transfer(head, records, session(SECOND), session(SECOND), images(2), pairs=50)
     with pytest.raises(ValueError, match="image 0 is not the recorded one"):
         transfer(head, records, source, session(SECOND), images(2, 0.5), pairs=50)
-    two_class = dataclasses.replace(head, binding={**head.binding, "certificates": [{"class": "GaussianTwoClassL2"}]})
-    with pytest.raises(ValueError, match="their certificate is GaussianTwoClassL2, not GaussianL2"):
-        transfer(two_class, records, source, session(SECOND), images(2), pairs=50)
+    for entry, message in (
+        ({"class": "GaussianTwoClassL2"}, "GaussianTwoClassL2 reads more than the tail of one class"),
+        ({"class": "DipoleL2"}, "DipoleL2 reads more than the tail of one class"),
+        ({"class": "PatchBand"}, "PatchBand evaluates all outcomes, as certify would for the other classifier"),
+        ({"class": "PureLinf"}, "PureLinf rests on a table that fails for all images at once: certify"),
+    ):
+        other = dataclasses.replace(head, binding={**head.binding, "certificates": [entry]})
+        with pytest.raises(ValueError, match=message):
+            transfer(other, records, source, session(SECOND), images(2), pairs=50)
     with pytest.raises(ValueError, match="pairs must be a whole number >= 1, got 0"):
         transfer(head, records, source, session(SECOND), images(2), pairs=0)
+
+
+class Brightness(nn.Module):
+    """Class 1 where the first pixel, as it is seen, exceeds a threshold; a dropped pixel does not."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = nn.Parameter(torch.tensor(threshold))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = x.flatten(1)[:, 0] - self.threshold
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+class Seen(nn.Module):
+    """Class 1 where one of the first pixels, so many, is kept."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", (torch.arange(4) < pixels).float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        score = (x.flatten(1) >= 0).to(x.dtype) @ self.weight - 0.5
+        return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+GREY = 153 / 255
+DARKER, BRIGHTER = Brightness(0.55), Brightness(0.58)
+LAWS: dict[str, tuple[Certificate, Noise, nn.Module, nn.Module]] = {
+    "uniform": (UniformL1(), UniformNoise(0.5), DARKER, BRIGHTER),
+    "uniform linf": (UniformLinf(), UniformNoise(0.5), DARKER, BRIGHTER),
+    "splitting": (SplittingL1(), SplittingNoise(0.5), Brightness(0.5), Brightness(0.55)),
+    "laplace": (LaplaceL1(), LaplaceNoise(0.3), DARKER, BRIGHTER),
+    "norm power": (NormPowerL2(), NormPowerNoise(sigma=SIGMA, k=2, dim=4), DARKER, BRIGHTER),
+    "ablation": (AblationL0(), AblationNoise(1, shape=SHAPE), Seen(3), Seen(2)),
+}
+
+
+def true_tail(noise: Noise, network: nn.Module) -> float:
+    """Return 1 - p of class 1 by four hundred thousand copies, less four standard errors."""
+    with torch.no_grad():
+        x = torch.full((400_000, *SHAPE), GREY)
+        wrong = float((network(noise(x, torch.Generator().manual_seed(99))).argmax(1) == 0).double().mean())
+    return wrong - 4 * (0.25 / 400_000) ** 0.5
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_every_law_of_one_tail_is_carried_and_covers(tmp_path: Path, law: str) -> None:
+    """The second classifier's tail is bounded from above, whatever the noise; records read what it certifies."""
+    certificate, noise, first, second = LAWS[law]
+    alpha, count = 0.05, 120
+    sessions = []
+    for network in (first, second):
+        certifier = Certifier([certificate], n0=20, n=N, alpha=alpha / 2, runtime=Runtime(micro_batch=128))
+        sessions.append(certifier.session(network, noise, SHAPE, domain=(0.0, 1.0), grid=255))
+    source, target = sessions
+    x = torch.full((count, *SHAPE), GREY)
+    head, records = certified(source, x)
+    made = transfer(head, records, source, target, x, pairs=200, alpha=alpha / 2)
+    tail = true_tail(noise, second)
+    assert true_tail(noise, first) < tail < 0.55
+    wrong = sum(record.top == 1 and record.bounds["q_upper"] < tail for record in made)
+    assert stats.binomtest(wrong, count, alpha, alternative="greater").pvalue > 1e-6
+    # Planted: the records are handed on as if no pair were harmful.
+    none = np.zeros(count, dtype=np.int64)
+    planted = transfer_records(Part.of(head, records), none, none.astype(bool), Transfer(10**6, alpha / 2, alpha / 2))
+    wrong = sum(record.top == 1 and record.bounds["q_upper"] < tail for record in planted)
+    assert stats.binomtest(wrong, count, alpha, alternative="greater").pvalue < 1e-6
+    assert {(record.norm, record.ball) for record in made} == {(certificate.norm, certificate.ball)}
+    told, path = describe_transfer(source, target, 200, alpha / 2, 0), tmp_path / "t.jsonl"
+    write_whole(path, transfer_header(head, told), [record.to_json() for record in made])
+    assert read_records(path)[1] == made
+    with pytest.raises(ValueError, match="radius must be"):
+        read_records(changed(path, lambda r: r.update(radius=3.0, radii={"Transfer": 3.0}, prediction=1,
+                                                      status="certified"), 1, tmp_path / "c.jsonl"))  # fmt: skip
 
 
 def test_files_bind_both_classifiers_and_are_computed_again(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ _OPTIONS = {
   --shard I/M                 the I-th of M independent jobs
 """,
     "transfer": """\
-  RECORDS                     the record file of the first classifier (GaussianL2)
+  RECORDS                     the record file of the first classifier (no two-class, gradient or exact one)
   --ckpt_path FILE            the new classifier
   --source FILE               the first one; left out: the same network, in the runtime of the records
   --pairs N                   paired samples an image

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.numerics.routes import cascade_l2_radius, route_distances
-from lightning_rs.numerics.vote_radii import gaussian_l2_radius
 from lightning_rs.records.certification import ABSTAIN, Certification
 from lightning_rs.records.header import Header
 from lightning_rs.records.lowered import abandoned
+from lightning_rs.records.recomputed import Recording, Theorem
 from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, clopper_pearson_upper
 from lightning_rs.statistics.labels import label_bounds
 
@@ -56,7 +56,7 @@ class Part:
         """Return the classifier of a record file."""
         alpha, lattice = float(header.binding["alpha"]), header.binding.get("lattice")
         rounded = isinstance(lattice, Mapping) and lattice.get("grid") is None
-        sigma = float(header.binding["noise"]["sigma"])
+        sigma = float(header.binding["noise"].get("sigma", 0.0))  # which only Gaussian parts are asked for
         return cls(records, alpha, alpha - header.alpha_noise, sigma, rounded, header)
 
     @classmethod
@@ -173,8 +173,11 @@ def transfer_records(
 ) -> list[Certification]:
     """Return the records of another classifier that loses at most the harmful pairs, in the order of the part's.
 
+    The part's own theorem turns the larger tail into a radius, whatever the law: it is a function of one tail, and
+    nothing in it knows whose tail that is.
+
     Args:
-        part: the first classifier; its records have the bound ``q_upper`` of the tail.
+        part: the first classifier, of a record file; its records have the bound ``q_upper`` of the tail.
         harmful: pairs in which the first classifier answers ``top`` and the other does not, (B,).
         void: images on which logits moved too much, (B,).
         told: the pairs.
@@ -182,8 +185,10 @@ def transfer_records(
     more = np.asarray(clopper_pearson_upper(harmful, told.pairs, told.level), dtype=np.float64)
     own = np.array([record.bounds["q_upper"] for record in part.known])
     tail = np.minimum(np.nextafter(own + more, 2.0), 1.0)
-    found = np.maximum(_less(np.asarray(gaussian_l2_radius(q_upper=tail, sigma=part.sigma)), part.rounding), 0.0)
-    radius = np.where(void | part.void, 0.0, found)
+    assert part.header is not None
+    theorem = Theorem.of(part.header.binding["certificates"][0])
+    reached = theorem.radii(Recording(part.header, part.known, [theorem]), tail)
+    radius = np.where(void | part.void, 0.0, np.maximum(_less(reached, part.rounding), 0.0))
     bounds = {"q_upper": tail, "harmful_upper": more}
     answers = _Answers(part.top, radius, np.zeros(len(radius), dtype=np.int64), bounds)
     name, alpha = NAMES["transfer"], told.total(part.alpha)
@@ -299,8 +304,8 @@ def _record(name: str, alpha: float, parts: Sequence[Part], answers: _Answers, r
     spoken = {"arithmetic": own.extra["arithmetic"]} if "arithmetic" in own.extra else {}
     return Certification(
         index=own.index, image=own.image, label=own.label, prediction=top if certified else ABSTAIN,
-        radius=radius if certified else 0.0, norm="l2", certificate=name, alpha=alpha, n=own.n, n_used=own.n_used,
-        ball="open", grid=own.grid, **votes, bounds={key: float(v[row]) for key, v in answers.bounds.items()},
+        radius=radius if certified else 0.0, norm=own.norm, certificate=name, alpha=alpha, n=own.n, n_used=own.n_used,
+        ball=own.ball, grid=own.grid, **votes, bounds={key: float(v[row]) for key, v in answers.bounds.items()},
         radii={name: radius if certified else 0.0}, status="certified" if certified else "abstain", mode="fixed",
         extra={"part": place, "parts": [_plain(part, row) for part in parts], **spoken},
     )  # fmt: skip

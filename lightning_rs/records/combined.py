@@ -99,7 +99,9 @@ def verify_combined(path: Path, header: Header, records: Sequence[Certification]
     entry = {"class": NAMES.get(rule), "norm": "l2", "ball": "open"}
     known = [{key: each.get(key) for key in entry} for each in header.binding["certificates"]]
     if rule == "transfer":
-        _verify_transfer(path, header, records, known == [entry])
+        own = [{**entry, **{key: each["certificates"][0].get(key) for key in ("norm", "ball")}} for each in
+               combined["parts"] if each is not None]  # fmt: skip
+        _verify_transfer(path, header, records, known == own)
         return
     proper = isinstance(p0, int | float) and 0.5 <= p0 < 1 if rule == "cascade" else p0 is None
     if rule not in NAMES or known != [entry] or not proper:
