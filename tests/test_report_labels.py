@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy import stats
 from scipy.special import ndtri
 from torch import Tensor, nn
 
+from lightning_rs.certificates import LaplaceL1
 from lightning_rs.certifier import Certifier
 from lightning_rs.cli.commands import report_main
 from lightning_rs.functional import topk_l2_radius
@@ -249,15 +251,34 @@ class Patterns(nn.Module):
         return x.clamp(min=0).sum(dim=(1, 3)) * 9.0
 
 
-def certified(path: Path, noise: Noise, n: int = 400, count: int = 6) -> tuple[Path, Tensor]:
-    """Certify random grey images by the usual certificate of a noise and write the file."""
+def certified(path: Path, noise: Noise, n: int = 400, count: int = 6, certificates: Any = None) -> tuple[Path, Tensor]:
+    """Certify random grey images, by the usual certificate of a noise unless others are given, and write the file."""
     images = torch.randint(256, (count, *SHAPE), generator=torch.Generator().manual_seed(5)) / 255
     images = (images * 51).round() / 255  # dark, but for the first row
     images[:, :, 0] = 1.0
-    session = Certifier(n0=20, n=n, alpha=ALPHA).session(Patterns(), noise, SHAPE, domain=(0.0, 1.0), grid=255)
+    certifier = Certifier(certificates, n0=20, n=n, alpha=ALPHA)
+    session = certifier.session(Patterns(), noise, SHAPE, domain=(0.0, 1.0), grid=255)
     records = session.certify(images, labels=[0] * count)
     head = Header.create(session.describe(), data={"name": "grey"}, indices=range(count))
     return save(path, head, list(records)), images
+
+
+class LaplaceL2(LaplaceL1):
+    """Somebody's own: an l1 ball holds the l2 ball whose radius is sqrt(d) times smaller."""
+
+    norm = "l2"
+
+    def radius_of_tail(self, q_upper: Any, setting: Any) -> Any:
+        return super().radius_of_tail(q_upper, setting) / math.sqrt(math.prod(SHAPE))
+
+
+def test_a_law_speaks_in_the_norms_in_which_it_is_known_to_move(tmp_path: Path) -> None:
+    path, _ = certified(tmp_path / "own.jsonl", LaplaceNoise(0.3), certificates=[LaplaceL2()])
+    (run,) = load_runs([path])
+    assert run.norm == "l2"
+    for request in ("TopK:2", "LabelSets:0,1", "Targets"):
+        with pytest.raises(ValueError, match="of LaplaceNoise is known in l1, got records in 'l2' first: certify"):
+            restate([run], [request])
 
 
 EXACT: dict[str, Noise] = {

@@ -25,9 +25,18 @@ from lightning_rs.records.votes import EXACT_LAWS, votes_flaw
 from lightning_rs.report.runs import Run
 from lightning_rs.statistics.labels import label_bounds
 
-_SHIFTS = {"GaussianNoise", "LaplaceNoise"}
-_OVERLAPS = {"UniformNoise", "SplittingNoise", "AblationNoise"}
-SAMPLED_LAWS = frozenset(_SHIFTS | _OVERLAPS)
+# In which norms a law is known to move; Gaussian votes speak of l2 whatever the file's certificate does. Somebody's own
+# certificate may state radii of the same noise in another norm.
+_NORMS = {
+    "LaplaceNoise": ("l1",),
+    "UniformNoise": ("l1", "l1:box", "linf"),
+    "SplittingNoise": ("l1", "l1:box", "linf"),
+    "AblationNoise": ("l0",),
+    "DeterministicSplittingNoise": ("l1",),
+    "BandNoise": ("patch",),
+    "BlockNoise": ("patch",),
+}
+SAMPLED_LAWS = frozenset({"GaussianNoise", *_NORMS}) - EXACT_LAWS
 _WHY_NOT = "its radii come from tables of one probability, which say nothing of several labels together"
 
 
@@ -222,6 +231,12 @@ def votes_of(run: Run, request: str) -> SampledVotes | ExactVotes:
     if wrong is not None:
         why = f" ({_WHY_NOT})" if wrong.endswith(f"got noise {law}") else ""
         raise ValueError(f"{run.name}: {request} needs the votes of a fixed number of samples, {wrong}{why}")
+    norms = _NORMS.get(str(law), (run.norm,))
+    if run.norm not in norms:
+        raise ValueError(
+            f"{run.name}: {request} of {law} is known in {' or '.join(norms)}, got records in {run.norm!r} first: "
+            "certify with a certificate of such a norm before the others"
+        )
     counts = np.array([record.counts for record in run.records], dtype=np.int64)
     doubtful = np.array([int(record.extra.get("doubtful", 0)) for record in run.records])
     if law in EXACT_LAWS:
