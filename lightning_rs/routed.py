@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_rs.certifier import Certifier
 from lightning_rs.checks import check_alpha
 from lightning_rs.noise.gaussian import GaussianNoise
-from lightning_rs.records import ABSTAIN, Certification
+from lightning_rs.records import ABSTAIN, Certification, Certifications
 from lightning_rs.records.combination import Part, combine_records, selector_distances
 from lightning_rs.session import image_shape
 from lightning_rs.smoothed import SmoothedClassifier
@@ -112,7 +112,7 @@ class RoutedClassifier:
         images: Tensor,
         labels: Sequence[int] | Tensor | None = None,
         indices: Sequence[int] | Tensor | None = None,
-    ) -> list[Certification]:
+    ) -> Certifications:
         """Return one certification an image; ``extra["parts"]`` holds those of the selector and of the experts asked.
 
         Args:
@@ -135,7 +135,7 @@ class RoutedClassifier:
         asked.ask_selected()
         asked.ask_others(away)
         experts = [Part(records) for records in asked.records]
-        return combine_records("routed", None, [part, *experts], self.alpha)
+        return Certifications(combine_records("routed", None, [part, *experts], self.alpha))
 
     def predict(
         self, images: Tensor, n: int = 1000, alpha: float = 0.001, seed: int | None = None
@@ -267,11 +267,11 @@ class CascadeClassifier:
         images: Tensor,
         labels: Sequence[int] | Tensor | None = None,
         indices: Sequence[int] | Tensor | None = None,
-    ) -> list[Certification]:
+    ) -> Certifications:
         """Return one certification an image. Arguments as for :meth:`RoutedClassifier.certify`."""
         shape = image_shape(images)
         parts = [_part(level, level.certify(images, labels, indices), shape) for level in self.levels]
-        return combine_records("cascade", self.p0, parts, self.alpha)
+        return Certifications(combine_records("cascade", self.p0, parts, self.alpha))
 
     def predict(
         self, images: Tensor, n: int = 1000, alpha: float = 0.001, seed: int | None = None

@@ -23,7 +23,7 @@ from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import image_sha256
 from lightning_rs.evidence import Evidence, Observation, Plan, Scheme
 from lightning_rs.noise.base import noise_to_dict
-from lightning_rs.records import Certification, Header, environment
+from lightning_rs.records import Certification, Certifications, Header, environment
 from lightning_rs.records.combination import NAMES, Part, Transfer, transfer_records
 from lightning_rs.records.header import same_logits
 from lightning_rs.session import Session
@@ -139,7 +139,7 @@ def transfer(
     pairs: int = 1000,
     alpha: float = 0.001,
     seed: int = 0,
-) -> list[Certification]:
+) -> Certifications:
     """Return certificates of another classifier, one for each record, without certifying it anew.
 
     Args:
@@ -170,7 +170,7 @@ def transfer(
     top = np.array([record.top for record in records], dtype=np.int64)
     found = paired_answers(source, target, images, indices, top, pairs, seed)
     extra = describe_transfer(source, target, pairs, alpha, seed)
-    return transfer_records(Part.of(header, records), found.harmful, found.void, Transfer.of(extra))
+    return Certifications(transfer_records(Part.of(header, records), found.harmful, found.void, Transfer.of(extra)))
 
 
 def describe_transfer(source: Session, target: Session, pairs: int, alpha: float, seed: int) -> dict[str, Any]:

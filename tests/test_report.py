@@ -25,6 +25,7 @@ from lightning_rs.noise import GaussianNoise
 from lightning_rs.records import ABSTAIN, Certification, RecordFile, nearest_decimals, read_records
 from lightning_rs.report import load_runs, report
 from lightning_rs.report.changes import change_columns, changes
+from lightning_rs.report.groups import default_radii
 from lightning_rs.report.tables import Table
 from lightning_rs.setting import Selection
 from lightning_rs.statistics.accuracy import paired_difference_interval
@@ -97,6 +98,20 @@ def test_report_csv_says_all_that_the_text_says(tmp_path: Path) -> None:
     text = str(made)
     for key in ("clean", "hard_half_acr", "acr"):
         assert nearest_decimals(float(row[key]), 3 if key == "clean" else 4) in text
+
+
+def test_what_an_image_took_is_said_by_text_and_csv(tmp_path: Path) -> None:
+    records = [certification(0), certification(20), certification(40)]
+    with RecordFile(tmp_path / "run.jsonl", header()) as file:
+        file.append(records, seconds=[4.0, 1.0, 1.0])
+    made = report([tmp_path / "run.jsonl"], tmp_path / "out", formats=["csv"])
+    assert "- run: an image took 2 s in the mean, 1 s in the median (3 timed)." in str(made)
+    [row] = read_csv(tmp_path / "out" / "report.csv")
+    assert (row["seconds_mean"], row["seconds_median"]) == ("2.0", "1.0")
+    assert "an image took 2 s in the mean" in row["notes"]
+    untimed = report([save(tmp_path / "other.jsonl", records)], tmp_path / "csv", formats=["csv"])
+    assert "an image took" not in str(untimed)
+    assert read_csv(tmp_path / "csv" / "report.csv")[0]["seconds_mean"] == ""
 
 
 def test_the_distribution_of_p_has_its_figure_and_its_cap(tmp_path: Path) -> None:
@@ -261,6 +276,22 @@ def test_default_radii_are_round(tmp_path: Path) -> None:
     assert radii(0.5)[-1] == 0.5, "the largest radius itself is included"
     wrong = save(tmp_path / "wrong.jsonl", [certification(0, label=1)])
     assert list(report([wrong]).groups[0].radii) == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("largest", "expected"),
+    [
+        (0, [0]), (3, [0, 1, 2, 3]), (8, list(range(9))), (9, [0, 1, 2, 3, 5]), (17, [0, 1, 2, 3, 5, 10, 15]),
+        (24, [0, 1, 2, 3, 5, 10, 20]), (110, [0, 1, 2, 3, 5, 50, 100]), (2000, [0, 1, 2, 3, 5, 500, 1000, 1500, 2000]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("norm", ["l0", "patch"])
+def test_default_radii_of_pixels_are_the_usual_ones(
+    tmp_path: Path, norm: str, largest: int, expected: list[int]
+) -> None:
+    [run] = load_runs([save(tmp_path / "run.jsonl", [certification(0)])])
+    counted = dataclasses.replace(run.records[0], norm=norm, radius=float(largest))
+    assert default_radii([dataclasses.replace(run, records=[counted])]) == expected
 
 
 def test_an_unfinished_file_is_reported_as_such(tmp_path: Path) -> None:

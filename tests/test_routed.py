@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_rs import AtSigma, CascadeClassifier, Certifier, GaussianNoise, RoutedClassifier, SmoothedClassifier
 from lightning_rs.budgets import StagedSamples
 from lightning_rs.noise import LaplaceNoise
-from lightning_rs.records import ABSTAIN, Certification
+from lightning_rs.records import ABSTAIN, Certification, Certifications
 
 
 class Intervals(nn.Module):
@@ -129,6 +129,15 @@ def test_only_experts_that_matter_are_asked_and_the_split_is_fixed() -> None:
     (record,) = near.certify(torch.full((1, 1), 0.3), labels=[0], indices=[7])
     assert record.extra["parts"][2]["alpha"] == pytest.approx(0.002)
     assert (record.index, record.label, record.certificate, record.norm) == (7, 0, "Routed", "l2")
+
+
+def test_certifications_are_a_table_like_those_of_one_classifier() -> None:
+    x, levels = torch.tensor([[-1.0], [1.0]]), [smoothed(e, s) for e, s in zip(EXPERTS, (0.6, 0.3), strict=True)]
+    both = RoutedClassifier(smoothed(SELECTOR, 0.5), levels).certify(x), CascadeClassifier(levels).certify(x)
+    for found, name in zip(both, ("Routed", "Cascade"), strict=True):
+        assert isinstance(found, Certifications)
+        assert found.to_pandas()["certificate"].tolist() == [name, name]
+        assert f"radius, {name}" in found._repr_html_()
 
 
 def test_an_uncertified_expert_is_never_relied_on() -> None:

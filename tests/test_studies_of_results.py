@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 from scipy.special import gamma
 
 from lightning_rs.cli import main
+from lightning_rs.data import SwissRoll
+from lightning_rs.engine.streams import image_sha256
 from lightning_rs.noise import GaussianNoise
 from lightning_rs.records import RecordFile, read_records
 from lightning_rs.studies import (
+    CertifiedDiscs,
     NoisyImages,
     NormBalls,
     OlderBounds,
@@ -22,6 +26,7 @@ from lightning_rs.studies import (
     SetBound,
     SplittingPictures,
     WorstCases,
+    certified_discs,
 )
 from tests.fakes import certification, header
 
@@ -71,6 +76,27 @@ def test_splits_agree_as_often_as_the_theorem_says() -> None:
     one, two = SplittingPictures(draws=20_000).run(quiet).tables["splitting_pictures"]
     assert float(one["equal"]) == pytest.approx(0.6, abs=0.02)  # 1 - (0.2 + 0.2) / (2 lam), one draw
     assert float(two["equal"]) == pytest.approx(0.64, abs=0.02)  # (1 - 0.2)^2, independent
+
+
+def test_discs_are_of_the_points_that_were_certified(tmp_path: Path) -> None:
+    source = SwissRoll().source("test")
+    points, labels = source.images(np.arange(6)), source.labels[:6]
+    found = [
+        certification(
+            i, label=int(label), prediction=int(label), top=int(label), runner_up=1 - int(label), radius=0.5,
+            image=image_sha256(point), radii={"GaussianL2": 0.5, "SecondOrderL2": 0.5 + 0.05 * i},
+        ) for i, (point, label) in enumerate(zip(points, labels, strict=True))
+    ]  # fmt: skip
+    study = CertifiedDiscs("r.jsonl", discs=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(certified_discs, "read_records", lambda path: (None, found))
+        made = study.run(quiet)
+        assert [row["gain"] for row in made.tables["certified_discs"]] == pytest.approx([0.1 * i for i in range(6)])
+        assert "6 of 6 points are right and certified." in made.notes
+        assert len(made.figures["certified_discs"].axes[0].patches) == 2 + 2 + 1, "the first disc gains nothing"
+        found[2] = dataclasses.replace(found[2], image="5a" * 32)
+        with pytest.raises(ValueError, match=r"another point 2: r\.jsonl"):
+            study.run(quiet)
 
 
 def test_images_that_are_not_there_are_named(tmp_path: Path) -> None:

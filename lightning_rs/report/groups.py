@@ -19,7 +19,7 @@ from lightning_rs.metrics import (
     hard_half_radius,
     undecided_rate,
 )
-from lightning_rs.records import ceil_decimals, complement, floor_decimals, nearest_decimals
+from lightning_rs.records import ceil_decimals, complement, floor_decimals, nearest_decimals, read_seconds
 from lightning_rs.records.units import counts_pixels, unit
 from lightning_rs.report.changes import NOTE as NOTE_ON_CHANGES
 from lightning_rs.report.changes import Change, change_table
@@ -126,6 +126,7 @@ class Group:
                 f"Imported: {', '.join(imported)}. Radii are those that another program printed, lowered by one "
                 "unit of their last printed or third significant digit."
             )
+        notes += [told for run in self.runs if (told := _timing(run))]
         notes += [NOTE, *(pair.note() for pair in self.pairs)] if self.pairs else []
         notes += [NOTE_ON_CHANGES] if self.changes else []
         notes.extend(note for run in self.runs for note in _notes(run))
@@ -167,7 +168,7 @@ class Group:
         low, high = (np.where(np.isfinite(run.accuracy(self.radii)), ends, np.nan) for ends in self._interval_ends(run))
         bounds = [None] * len(self.radii) if run.refusal else run.lower_bound(self.radii, self.rho, self.method)
         scaled = run.accuracy([r * run.sigma for r in self.scaled_radii])
-        shares = _shares(run)
+        shares, seconds = _shares(run), _seconds(run)
         row: dict[str, Any] = {
             "run": run.name, "sigma": run.sigma, "n_images": len(records), "acr": average_certified_radius(records),
             "abstain": abstention_rate(records), "undecided": undecided_rate(records) if run.target else None,
@@ -176,7 +177,9 @@ class Group:
             "alpha": max(record.alpha for record in records), "n": first.n, "n0": run.header.binding.get("n0"),
             "mode": first.mode, "target": run.target, "data": data.get("name"), "split": data.get("split"),
             "classifier": run.header.binding.get("classifier"), "confidence": CONFIDENCE, "rho": self.rho,
-            "theorem_5": self.method, "notes": " ".join(_notes_of(run)), "file": str(run.path),
+            "theorem_5": self.method, "seconds_mean": float(np.mean(seconds)) if seconds else None,
+            "seconds_median": float(np.median(seconds)) if seconds else None,
+            "notes": " ".join(_notes_of(run)), "file": str(run.path),
         }  # fmt: skip
         for name, radii, values in (
             ("acc@{:g}", self.radii, run.accuracy(self.radii)), ("acc_low@{:g}", self.radii, low),
@@ -266,14 +269,22 @@ def default_radii(runs: Sequence[Run], scaled: bool = False) -> list[float]:
     reach = [(record.radius if record.target is None else record.target, run.sigma if scaled else 1.0)
              for run in runs for record in run.records if record.correct]  # fmt: skip
     largest = max((radius / unit for radius, unit in reach), default=0.0)
-    step = 0.25
     if runs and counts_pixels(runs[0].norm):
-        step = max(1.0, math.ceil(_nice_step(largest))) if largest > 0 else 1.0
-    elif largest > 0 and not 2 * step <= largest <= _MOST_RADII * step:
+        return sorted({*_whole(int(largest)), *(run.target for run in runs if run.target is not None)})
+    step = 0.25
+    if largest > 0 and not 2 * step <= largest <= _MOST_RADII * step:
         step = _nice_step(largest)
     radii = [round(i * step, 12) for i in range(int(largest / step + 1e-9) + 1)]
     targets = set() if scaled else {run.target for run in runs if run.target is not None}
     return sorted({*radii, *targets})
+
+
+def _whole(largest: int) -> list[float]:
+    """Return all whole numbers if they are few; else 0, 1, 2, 3, 5 and at most four steps, which are multiples of 5."""
+    if largest <= _MOST_RADII:
+        return [float(r) for r in range(largest + 1)]
+    step = int(max(5.0, _nice_step(2.0 * largest)))
+    return [float(r) for r in sorted({0, 1, 2, 3, 5, *range(step, largest + 1, step)})]
 
 
 def _nice_step(largest: float) -> float:
@@ -292,10 +303,25 @@ def _notes_of(run: Run) -> list[str]:
     notes = [f"{run.name}: {run.setting}."]
     if run.header.imported:
         notes.append(f"{run.name} was imported: radii are those that another program printed, lowered.")
-    notes += _notes(run)
+    notes += [*_notes(run), *([told] if (told := _timing(run)) else [])]
     if run.refusal:
         notes.append(f"No bound on the whole set: {run.refusal}.")
     return [*notes, *([f"{run.name} {run.header.remark}."] if run.header.remark else [])]
+
+
+def _timing(run: Run) -> str:
+    """Return what an image of a run took; empty if that is unknown."""
+    seconds = _seconds(run)
+    if not seconds:
+        return ""
+    ends = f"{np.mean(seconds):.3g} s in the mean, {np.median(seconds):.3g} s in the median"
+    return f"{run.name}: an image took {ends} ({len(seconds):,} timed)."
+
+
+def _seconds(run: Run) -> list[float]:
+    """Return the seconds of each timed image; none for a further certificate of a file, which came along."""
+    timed = read_seconds(run.path) if run.primary else {}
+    return [timed[record.index] for record in run.records if record.index in timed]
 
 
 def _notes(run: Run) -> list[str]:

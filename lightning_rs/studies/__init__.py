@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_rs.studies.algorithm_two import AlgorithmTwo
 from lightning_rs.studies.base import Study, StudyResult, empty_folder
+from lightning_rs.studies.certified_discs import CertifiedDiscs
 from lightning_rs.studies.distance_terms import DistanceTerms
 from lightning_rs.studies.image_dimensions import ImageDimensions
 from lightning_rs.studies.k_ablation import KAblation
@@ -22,6 +23,7 @@ from lightning_rs.studies.worst_cases import WorstCases
 
 __all__ = [
     "AlgorithmTwo",
+    "CertifiedDiscs",
     "DistanceTerms",
     "ImageDimensions",
     "KAblation",
