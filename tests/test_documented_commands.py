@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import lightning_rs
 from lightning_rs import shipped
 from lightning_rs.cli import main
 from lightning_rs.cli.help import _EXAMPLES
@@ -79,6 +80,19 @@ def test_options_parse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
             failed.append(f"{shlex.join(words)}: {capsys.readouterr().err.strip().splitlines()[-1]}")
         capsys.readouterr()
     assert not failed, "\n".join(failed)
+
+
+def test_every_public_name_has_a_place_among_the_api_pages() -> None:
+    pages = "\n".join(page.read_text() for page in (ROOT / "docs" / "api").glob("*.md"))
+    shown = re.findall(r"^::: lightning_rs\.([\w.]+)$", pages, re.MULTILINE)
+    packages = ("attacks", "callbacks", "classifiers", "data", "evidence", "functional", "metrics", "plots", "studies")
+    for name in packages:
+        assert name in shown, name
+    for name in lightning_rs.__all__:
+        if name != "functional":
+            home = getattr(lightning_rs, name).__module__.removeprefix("lightning_rs.")
+            told = {f"{home}.{name}", *(home.rsplit(".", i)[0] for i in range(home.count(".") + 1))}
+            assert told & set(shown), name
 
 
 def test_pages_name_pages_that_are_there() -> None:

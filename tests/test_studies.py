@@ -33,7 +33,7 @@ from lightning_rs.studies._corner import CornerSample
 from lightning_rs.studies.radius_distributions import norm_density, norm_moments
 
 # These read records and predictions: tests/test_studies_of_results.py.
-OF_RESULTS = ("cohen_prediction_quality", "cohen_set_bound")
+OF_RESULTS = ("cohen_prediction_quality", "cohen_set_bound", "levine_swiss_roll")
 CONFIGS = sorted(
     path for path in (Path(__file__).parents[1] / "configs" / "study").glob("*.yaml") if path.stem not in OF_RESULTS
 )

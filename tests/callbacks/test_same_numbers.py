@@ -17,7 +17,8 @@ LOGGED = tuple(word for word in PLAIN if "logger" not in word)
 FEW = ("--certifier.init_args.n=100", "--certifier.init_args.n0=20", "--data.init_args.max=5", *ONE_THREAD)
 CALLBACKS = (
     "[{class_path: lightning_rs.callbacks.EpochEndCertification, init_args: {images: 8, share: null, "
-    "certifier: {n0: 16, n: 50, alpha: 0.01}}}, {class_path: ModelCheckpoint, init_args: {monitor: preview/ACR, mode: max}}]"
+    "certifier: {n0: 16, n: 50, alpha: 0.01}}}, "
+    "{class_path: ModelCheckpoint, init_args: {monitor: preview/ACR, mode: max}}]"
 )
 ATTACKER = "--attacker={n: 200, screen: 50, copies: 4, rounds: 1, beta: 0.01}"
 # Axes of ours, and what W&B and Lightning add to every row.
