@@ -44,19 +44,20 @@ class PredictionLog:
         """Log the result of all processes, from the rows of the file; W&B gets a table of them too."""
         if not self._trainer.is_global_zero or not self._seen:
             return
-        self._conclude([(int(row["label"]), int(row["prediction"])) for row in rows], complete=True)
+        self._conclude(rows, complete=True)
+
+    def interrupted(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Log what this process has done, marked as incomplete; ``rows`` are those of its file."""
+        if self._trainer.is_global_zero and self._seen:
+            self._conclude(rows[: len(self._seen)], complete=False)
+
+    def _conclude(self, rows: Sequence[Mapping[str, str]], complete: bool) -> None:
+        seen = [(int(row["label"]), int(row["prediction"])) for row in rows]
+        log_numbers(self._trainer, {**self._numbers(seen), "predict/complete": float(complete)}, len(seen))
         for logger in self._trainer.loggers:
             if isinstance(logger, WandbLogger):
                 shown = [[float(row[name]) for name in _SHOWN] for row in rows[:_ROWS]]
                 logger.log_table("predict/table", columns=list(_SHOWN), data=shown)
-
-    def interrupted(self) -> None:
-        """Log what is there, marked as incomplete."""
-        if self._trainer.is_global_zero and self._seen:
-            self._conclude(self._seen, complete=False)
-
-    def _conclude(self, seen: Sequence[tuple[int, int]], complete: bool) -> None:
-        log_numbers(self._trainer, {**self._numbers(seen), "predict/complete": float(complete)}, len(seen))
         write_out(self._trainer)
 
     def _numbers(self, seen: Sequence[tuple[int, int]]) -> dict[str, float]:

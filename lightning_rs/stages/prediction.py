@@ -96,7 +96,7 @@ class PredictionStage(SmoothingStage):
     def interrupted(self) -> None:
         """Tell the loggers what is there."""
         if self._log is not None:
-            self._log.interrupted()
+            self._log.interrupted(self._rows(self.pl_trainer.global_rank))
 
     def _job(self) -> Job:
         certifier, session = self.certifier, self.session
@@ -120,8 +120,7 @@ class PredictionStage(SmoothingStage):
     def _merge(self, world_size: int) -> str:
         rows: list[dict[str, str]] = []
         for rank in range(world_size):
-            with open(self._part(rank), newline="") as file:
-                rows += csv.DictReader(file)
+            rows += self._rows(rank)
             self._part(rank).unlink()
         rows.sort(key=lambda row: int(row["index"]))
         self._write(self.path, [list(_COLUMNS), *(list(row.values()) for row in rows)], "w")
@@ -134,6 +133,10 @@ class PredictionStage(SmoothingStage):
             f"{len(rows)} images: smoothed accuracy {right / total:.3f}, abstained {abstained / total:.3f}\n"
             f"predictions: {self.path}"
         )
+
+    def _rows(self, rank: int) -> list[dict[str, str]]:
+        with open(self._part(rank), newline="") as file:
+            return list(csv.DictReader(file))
 
     def _part(self, rank: int) -> Path:
         return self.path.with_name(f".{self.path.stem}.rank{rank}{self.path.suffix}")

@@ -313,6 +313,7 @@ def test_interrupted_predictions_and_attacks_keep_what_they_had(story: Story) ->
     assert predict.values("predict/images") == [2, 4, 4]
     assert predict.values("predict/complete") == [0]
     assert 0 <= predict.values("predict/accuracy")[-1] <= 1
+    assert len(table(story.folders["interrupted predict"], "predict/table")[1]) == 4
     assert attack.values("attack/images") == [1, 2, 3, 3]
     assert attack.values("attack/complete") == [0]
     whole = story.runs["attack"]
