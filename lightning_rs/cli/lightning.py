@@ -67,6 +67,8 @@ class SmoothingCLI(LightningCLI):
     trainer: Trainer
 
     def __init__(self, args: ArgsType = None) -> None:
+        words = sys.argv[1:] if args is None else cast("Sequence[str]", args)
+        self._asked = words[0] if words and words[0] in self.subcommands() else None
         super().__init__(
             model_class=BaseClassifier,
             datamodule_class=pl.LightningDataModule,
@@ -93,6 +95,12 @@ class SmoothingCLI(LightningCLI):
         commands["attack"] = {"model", "datamodule"}
         commands["transfer"] = {"model", "datamodule", "certifier"}
         return commands
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        # Where the first word is a subcommand, the others are only names: their arguments would take half a second.
+        if self._asked not in (None, subcommand):
+            return self.init_parser(**kwargs)
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Return a parser that raises its errors, so that they become one line."""
@@ -133,7 +141,9 @@ class SmoothingCLI(LightningCLI):
     def _parse(self, parser: LightningArgumentParser, given: list[str]) -> None:
         """Parse; with ``ckpt_path``, model and data default to what the checkpoint says of itself."""
         # The field's n where a classifier is certified on purpose; the certification that ends a fit is a preview.
-        self._subcommand_parsers["certify"].set_defaults({"certifier": {**DEFAULTS["certifier"], "init_args": {}}})
+        if self._asked in (None, "certify"):
+            defaults = {"certifier": {**DEFAULTS["certifier"], "init_args": {}}}
+            self._subcommand_parsers["certify"].set_defaults(defaults)
         subcommand = next((word for word in given if word in self.subcommands()), None)
         path = _option(given, "--ckpt_path")
         if subcommand in _FROM_CHECKPOINT and path is not None:
