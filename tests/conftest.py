@@ -6,9 +6,15 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
 
 SHARED = Path(os.environ.get("LIGHTNING_RS_SHARED", Path(__file__).parents[2] / "shared"))
+# Tests that take many seconds because they start processes: begun first, so that at the end no worker waits for one.
+LONG = ("test_wheel.py", "test_house.py", "test_cli_processes.py", "test_attack_processes.py", "test_start_up.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest tests first."""
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -20,6 +26,8 @@ def _offline() -> None:
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
+    import torch  # here: the process that only hands out tests needs none
+
     torch.set_num_threads(1)
 
 

@@ -95,27 +95,6 @@ def test_public_names_are_what_they_were() -> None:
         from lightning_rs import nothing  # type: ignore[attr-defined]  # noqa: F401
 
 
-def test_type_checkers_see_the_names(tmp_path: Path) -> None:
-    mypy = pytest.importorskip("mypy.api")
-    source = tmp_path / "user.py"
-    source.write_text(
-        "import lightning_rs\nfrom lightning_rs import Certifier, GaussianNoise, Trainer, functional\n"
-        "reveal_type(lightning_rs.SmoothedClassifier)\nreveal_type(functional.gaussian_l2_radius)\n"
-    )
-    said, _, status = mypy.run(
-        [
-            str(source),
-            "--follow-imports=silent",
-            "--ignore-missing-imports",
-            "--no-incremental",
-            "--strict",
-            "--config-file=/dev/null",
-        ]
-    )
-    assert status == 0, said
-    assert "lightning_rs.smoothed.SmoothedClassifier" in said
-
-
 def test_help_is_short_and_leads_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     assert len(capsys.readouterr().out.splitlines()) < 30
