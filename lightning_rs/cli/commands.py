@@ -15,6 +15,7 @@ from lightning_rs.checks import naming
 from lightning_rs.cli.numbers import number, whole_number
 from lightning_rs.cli.parser import Parser
 from lightning_rs.records import Header, export_tsv, import_table, import_tsv, merge, merge_sidecars
+from lightning_rs.records.attack_files import is_attack_file, merge_attacks
 from lightning_rs.records.reading import is_record_file, record_files
 
 if TYPE_CHECKING:
@@ -78,6 +79,10 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         help="pictures for the page: a configuration (data/cifar10), a class path (MNIST), or checkpoint, what the "
         "checkpoint of the records says; each image is checked against its record",
     )  # fmt: skip
+    parser.add_argument(
+        "--attacks", nargs="+", default=(), metavar="FILE",
+        help="records of `attack` on RECORDS, for brackets; NAME.attack*.jsonl beside RECORDS are found by themselves",
+    )  # fmt: skip
     args = parser.parse(argv)
     if args.data is not None and not args.html:
         parser.error("--data gives pictures to the page of --html, which is not asked for")
@@ -91,7 +96,7 @@ def report_main(argv: Sequence[str] | None = None) -> int:
         with _imported(args) as (records, names, alpha):
             made = report(
                 records, args.out, args.radii, alpha, args.rho, args.format, args.method, args.paired, names,
-                args.certificates, args.html, None if args.data is None else data,
+                args.certificates, args.html, None if args.data is None else data, args.attacks,
             )  # fmt: skip
         width = max(shutil.get_terminal_size((120, 24)).columns, 60)
         return "\n".join([made.text(width), *(f"wrote {file}" for file in made.files)])
@@ -136,9 +141,7 @@ def merge_main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse(argv)
 
     def run() -> str:
-        if _holds_attacks(args.records[0]):
-            from lightning_rs.records.attack_files import merge_attacks
-
+        if is_attack_file(args.records[0]):
             return f"{args.out}: {merge_attacks(args.records, args.out)} images"
         paths = [str(file) for _, inside in record_files(args.records) for file in inside]
         count = merge(paths, args.out)
@@ -225,11 +228,3 @@ def _finish(parser: Parser, run: Callable[[], str]) -> int:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _holds_attacks(path: str) -> bool:
-    """Return whether a file holds attack records; looking does not need torch."""
-    if not Path(path).is_file():
-        return False
-    with open(path, "rb") as file:
-        return file.readline().startswith(b'{"format":"lightning_rs attacks"')

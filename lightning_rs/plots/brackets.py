@@ -28,7 +28,7 @@ class Bracketed(Protocol):
 
     @property
     def bracket(self) -> tuple[float, float]:
-        """Certified from, broken from."""
+        """Certified up to, broken from; minus infinity where nothing is stated, infinity where nothing broke it."""
         ...
 
 
@@ -43,9 +43,9 @@ def bracket_steps(records: Sequence[Bracketed]) -> tuple[FloatArray, FloatArray,
     if not records:
         raise ValueError("records must hold at least one image, got none")
     lower, upper = np.array([record.bracket for record in records], dtype=np.float64).T
-    finite = upper[np.isfinite(upper)]
     # A hair beyond each radius as well: steps hold up to the next edge, and nothing is certified beyond its own radius.
-    ends = np.concatenate([lower, finite])
+    ends = np.concatenate([lower, upper])
+    ends = ends[np.isfinite(ends)]
     edges = np.unique(np.concatenate([[0.0], ends, ends * (1 + 1e-9)]))
     certified = (lower[None] >= edges[:, None]) & (upper[None] > 0)
     return edges, certified.mean(1), (upper[None] > edges[:, None]).mean(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning_rs.records.writing import refuse_other_binding
 
 FORMAT = "lightning_rs attacks"
 VERSION = 1
+_MAGIC = b'{"format":"lightning_rs attacks"'
 
 
 class AttackFile:
@@ -92,6 +94,19 @@ class AttackFile:
         except BaseException:
             os.ftruncate(self._fd, size)  # never half a line in the middle
             raise
+
+
+def is_attack_file(path: str | Path) -> bool:
+    """Return whether a file begins as files of attacks do."""
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as file:
+        return file.readline().startswith(_MAGIC)
+
+
+def certification_sha256(header: Header) -> str:
+    """Return what a file of attacks names the certifications by that it attacks: the hash of what binds them."""
+    return hashlib.sha256(to_line(dict(header.binding)).encode()).hexdigest()
 
 
 def read_attacks(path: str | Path) -> tuple[Header, list[AttackRecord]]:

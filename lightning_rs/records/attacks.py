@@ -125,10 +125,13 @@ class AttackRecord:
 
     @property
     def bracket(self) -> tuple[float, float]:
-        """Certified from, broken from: 0 and 0 where the class is not the label, infinity where no attack succeeded."""
+        """Certified up to, broken from; minus infinity where nothing is stated, infinity where no attack succeeded.
+
+        0 and 0 where the class is not the label.
+        """
         if not self.correct:
             return 0.0, 0.0
-        return self.radius if self.stated else 0.0, math.inf if self.attacked is None else self.attacked
+        return self.radius if self.stated else -math.inf, math.inf if self.attacked is None else self.attacked
 
     def to_json(self) -> str:
         """Return one line, floats at full precision."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, get_args
 
 from lightning_rs.checks import check_alpha, check_choice, check_nonnegative
 from lightning_rs.records import Header
+from lightning_rs.report.brackets import Brackets, attacked_runs, passed_paths
 from lightning_rs.report.changes import changes
 from lightning_rs.report.files import FORMATS, write_group
 from lightning_rs.report.groups import Group, default_radii
@@ -69,6 +70,7 @@ def report(
     certificates: Sequence[str] = (),
     html: bool = False,
     data: ImageDataModule | Callable[[Sequence[Header]], ImageDataModule] | None = None,
+    attacks: Sequence[str | Path] = (),
 ) -> Report:
     """Compare the runs in some record files.
 
@@ -91,6 +93,8 @@ def report(
             itself, with curves to point at, a table of all images, and provenance. Needs bokeh.
         data: where the pictures of the page come from: the data module that was certified, or what makes it of the
             headers. None: no pictures.
+        attacks: files of attacks on the runs, which give them brackets; those beside the record files as
+            ``NAME.attack*.jsonl``, and those among ``paths``, are found by themselves.
 
     Returns:
         The report; ``str`` of it is the text for the terminal.
@@ -99,7 +103,7 @@ def report(
         ValueError: for unreadable records, or if ``alpha`` is given and a run cannot be recomputed soundly. A second
             certificate of a file that cannot be is left out with a remark. If runs are paired that share no image. If
             the votes of a run cannot say what ``certificates`` asks for. If bokeh is missing for a page, or an image of
-            ``data`` is not the one that was certified.
+            ``data`` is not the one that was certified. If one of ``attacks`` is of no run.
         FileNotFoundError: if there is no such file.
     """
     check_alpha(rho, "rho")
@@ -110,13 +114,16 @@ def report(
     if html:
         check_bokeh()
     given = None if radii is None else sorted({float(r) for r in check_nonnegative("radii", list(radii))})
-    runs = load_runs(paths, names)
+    broken = passed_paths(paths)
+    runs = load_runs([path for path in paths if Path(path) not in broken], names)
     remarks = [f"{path} {told}." for path, told in {run.path: run.header.remark for run in runs}.items() if told]
     if alpha is not None:
         runs, left_out = _recompute_all(runs, float(check_alpha(alpha)))
         remarks += left_out
     restated = restate(runs, certificates)
     remarks += restated.notes
+    attacked, left_out = attacked_runs(runs, attacks, broken)
+    remarks += left_out
     # Radii of different statements are not compared: "among the k most probable" says less than "is the most probable".
     said = [(run, "") for run in runs] + [(run, run.certificate) for run in restated.runs]
     groups = []
@@ -124,7 +131,10 @@ def report(
         members = [run for run, stated in said if (run.norm, stated) == (norm, statement)]
         matched = pairs(members) if paired and not statement else []
         at = default_radii(members) if given is None else given
-        groups.append(Group(norm, members, at, rho, method, matched, changes(members), remarks, statement))
+        own = [each for each in attacked if not statement and any(each.run is run for run in members)]
+        far = [] if given else default_radii(members, [r for each in own for r in each.broken.values()])
+        brackets = Brackets(own, sorted({*at, *(r for r in far if r > max(at))})) if own else None
+        groups.append(Group(norm, members, at, rho, method, matched, changes(members), remarks, statement, brackets))
     files = []
     for number, group in enumerate(groups if out is not None else []):
         ending = "" if number == 0 else "_" + re.sub("[^0-9A-Za-z]+", "-", group.title)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_rs.checks import folder_for, naming
-from lightning_rs.plots import certified_accuracy_figure, change_figure, save_figure, vote_bound_figure
+from lightning_rs.plots import COLOURS, certified_accuracy_figure, change_figure, save_figure, vote_bound_figure
+from lightning_rs.plots.brackets import bracket_figure
 from lightning_rs.records.units import counts_pixels
 from lightning_rs.report.changes import change_columns
 from lightning_rs.report.groups import Group
@@ -24,13 +26,14 @@ _TABLES_A_PAGE = 4
 def write_group(group: Group, folder: Path, stem: str, formats: Sequence[str]) -> list[Path]:
     """Write one norm of a report and return what was written, in the order of ``formats``.
 
-    - ``csv``: one row a run; ``STEM_pairs.csv`` and ``STEM_changes.csv`` where the text has such tables.
+    - ``csv``: one row a run; ``STEM_pairs.csv``, ``STEM_changes.csv`` and ``STEM_brackets.csv`` where the text has
+      such tables.
     - ``md``: tables, notes and figures.
     - ``tex``: a document that compiles as it is, and ``STEM_tables.tex``, its tables and notes for a paper.
     - ``pdf``, ``png``, ``svg``: certified accuracy against r (as PDF ``STEM_curves.pdf``, because ``STEM.pdf`` is what
       LaTeX makes of ``STEM.tex``); ``STEM_sigma.*`` against r / sigma where the runs differ
       in sigma; ``STEM_p.*``, the distribution of lower bounds of p; ``STEM_changes.*``, where a file has several
-      certificates.
+      certificates; ``STEM_brackets.*``, where runs were attacked.
     """
     folder_for(folder)
     figures = _figures(group)
@@ -82,6 +85,9 @@ def _figures(group: Group) -> dict[str, tuple[str, Callable[[], Figure]]]:
     if columns := change_columns(group.changes):
         baseline = " or ".join(dict.fromkeys(change.first.certificate for change in group.changes))
         figures["_changes"] = ("changes of radius", lambda: change_figure(columns, baseline))
+    for number, runs in enumerate(group.brackets.figures(len(COLOURS)) if group.brackets else [], 1):
+        ending = "_brackets" if number == 1 else f"_brackets{number}"
+        figures[ending] = ("certified, and not attacked, against radius", partial(bracket_figure, runs))
     return figures
 
 
@@ -91,6 +97,8 @@ def _csv(group: Group) -> dict[str, str]:
         tables["_pairs.csv"] = group.pair_table().csv()
     if group.changes:
         tables["_changes.csv"] = group.tables()[-1].csv()
+    if group.brackets:
+        tables["_brackets.csv"] = group.brackets.csv().csv()
     return tables
 
 

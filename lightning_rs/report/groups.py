@@ -21,6 +21,7 @@ from lightning_rs.metrics import (
 )
 from lightning_rs.records import ceil_decimals, complement, floor_decimals, nearest_decimals, read_seconds
 from lightning_rs.records.units import counts_pixels, unit
+from lightning_rs.report.brackets import Brackets
 from lightning_rs.report.changes import NOTE as NOTE_ON_CHANGES
 from lightning_rs.report.changes import Change, change_table
 from lightning_rs.report.paired import NOTE, Pair
@@ -53,6 +54,7 @@ class Group:
         changes: further certificates of a file beside its first one.
         remarks: what is to be known of the files before the numbers are read.
         statement: what is certified, where it is not that the answer stays the same.
+        brackets: the runs that were attacked.
     """
 
     norm: str
@@ -64,6 +66,7 @@ class Group:
     changes: Sequence[Change] = ()
     remarks: Sequence[str] = ()
     statement: str = ""
+    brackets: Brackets | None = None
 
     @property
     def title(self) -> str:
@@ -91,6 +94,7 @@ class Group:
                 [[run.name, *self._intervals(run)] for run in self.runs],
                 "intervals",
             ),
+            *(self.brackets.tables(self.title) if self.brackets else []),
             *(pair.table(self.radii, f"pair-{i}") for i, pair in enumerate(self.pairs, 1)),
             *([change_table(self.changes)] if self.changes else []),
         ]
@@ -129,6 +133,7 @@ class Group:
         notes += [told for run in self.runs if (told := _timing(run))]
         notes += [NOTE, *(pair.note() for pair in self.pairs)] if self.pairs else []
         notes += [NOTE_ON_CHANGES] if self.changes else []
+        notes += self.brackets.notes() if self.brackets else []
         notes.extend(note for run in self.runs for note in _notes(run))
         notes.extend(dict.fromkeys(remark for run in self.runs for remark in run.remarks))
         notes += [f"No bound on the whole set: {run.refusal}." for run in self.runs if run.refusal]
@@ -257,18 +262,19 @@ class Group:
         return np.where(known, np.where(np.isfinite(accuracies), accuracies, -1.0).max(axis=0), np.nan)
 
 
-def default_radii(runs: Sequence[Run], scaled: bool = False) -> list[float]:
+def default_radii(runs: Sequence[Run], further: Sequence[float] = (), scaled: bool = False) -> list[float]:
     """Return round radii from 0 to the largest that some image is certified at: at most nine, which fit on a page.
 
     Where radii count pixels they are whole numbers.
 
     Args:
         runs: the runs.
+        further: radii that are to be reached as well.
         scaled: in units of each run's sigma.
     """
     reach = [(record.radius if record.target is None else record.target, run.sigma if scaled else 1.0)
              for run in runs for record in run.records if record.correct]  # fmt: skip
-    largest = max((radius / unit for radius, unit in reach), default=0.0)
+    largest = max([*(radius / unit for radius, unit in reach), *further], default=0.0)
     if runs and counts_pixels(runs[0].norm):
         return sorted({*_whole(int(largest)), *(run.target for run in runs if run.target is not None)})
     step = 0.25

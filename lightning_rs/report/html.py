@@ -17,9 +17,11 @@ from scipy.special import ndtr
 
 from lightning_rs.checks import naming
 from lightning_rs.plots import COLOURS, accuracy_polyline, vote_bound_polyline, vote_bound_ticks
+from lightning_rs.plots.brackets import bracket_steps
 from lightning_rs.plots.curves import radius_bins
 from lightning_rs.records.certification import to_line
 from lightning_rs.records.units import axis
+from lightning_rs.report.brackets import KINDS, Brackets
 from lightning_rs.report.groups import Group
 from lightning_rs.report.html_images import Files, image_table, models
 from lightning_rs.report.runs import Run
@@ -91,7 +93,13 @@ def write_html(groups: Sequence[Group], tables: Sequence[Table], sheets: Sheets 
     for group in groups:
         parts += _group(group)
     parts += [table.html() for table in tables]
-    parts += ["<h2>Images</h2>", *image_table(files, sheets), *_provenance(runs)]
+    broken = {
+        (member.run.path, index): distance
+        for group in groups if group.brackets
+        for member in group.brackets.members
+        for index, distance in member.broken.items()
+    }  # fmt: skip
+    parts += ["<h2>Images</h2>", *image_table(files, sheets, broken), *_provenance(runs)]
     roots = [part for part in parts if not isinstance(part, str)]
     pieces = [
         {"html": part} if isinstance(part, str) else {"root": part.name} for part in parts
@@ -105,7 +113,8 @@ def write_html(groups: Sequence[Group], tables: Sequence[Table], sheets: Sheets 
 
 def _group(group: Group) -> Parts:
     tables = group.tables()
-    parts: Parts = [f"<h2>{escape(group.title)}</h2>", _figures(group), *(table.html() for table in tables)]
+    drawn = [_figures(group), *([_brackets(group.brackets, group)] if group.brackets else [])]
+    parts: Parts = [f"<h2>{escape(group.title)}</h2>", *drawn, *(table.html() for table in tables)]
     rows = group.csv_rows()
     every = Table(
         f"{group.title}: everything that the CSV says", ["", *(run.name for run in group.runs)],
@@ -158,6 +167,35 @@ def _figures(group: Group) -> Model:
     votes.y_range.start, votes.y_range.end = 0, 1.02
     small = [below, votes] if bounded else [below]
     return column(large, row(*small, sizing_mode="stretch_width"), sizing_mode="stretch_width", name=f"g{id(group)}")
+
+
+def _brackets(brackets: Brackets, group: Group) -> Model:
+    """Return what is certified and what is not attacked at r, a colour a run; the legend hides both curves of one."""
+    from bokeh.layouts import column
+
+    bk = models()
+
+    figure = _figure(axis(group.norm), "share of the attacked images", 360)
+    items = []
+    for number, member in enumerate(brackets.members):
+        edges, *curves = bracket_steps(member.images)
+        colour = COLOURS[number % len(COLOURS)]
+        x = np.repeat(np.append(edges, edges[-1] * 1.05 + 1e-9), 2)[1:-1]
+        area = bk.ColumnDataSource({"x": x, "low": np.repeat(curves[0], 2), "high": np.repeat(curves[1], 2)})
+        drawn = [figure.varea("x", "low", "high", source=area, fill_color=colour, fill_alpha=0.12)]
+        for heights, dash, what in zip(curves, ("solid", "dashed"), KINDS, strict=False):
+            source = {**_points(x, np.repeat(heights, 2), member.run), "what": [what] * len(x)}
+            look = {"line_color": colour, "line_width": 2, "line_dash": dash}
+            drawn.append(_line(figure, bk.ColumnDataSource(source), look))
+        items.append(bk.LegendItem(label={"value": literal(_short(member.run.name, number))}, renderers=drawn[1:]))
+        drawn[1].js_link("visible", drawn[0], "visible")
+    tips = [("run", "@run"), ("r", "@x{0.0000}"), ("@what", "@y{0.000}")]
+    figure.add_tools(bk.HoverTool(tooltips=tips, renderers=[r for item in items for r in item.renderers]))
+    figure.add_layout(bk.Legend(items=items, click_policy="hide", label_text_font_size="12px"), "above")
+    figure.y_range.start, figure.y_range.end = 0, 1.02
+    figure.x_range.start = 0
+    words = f"Solid: {KINDS[0]}. Dashed: {KINDS[1]}. Shaded: {KINDS[2]}."
+    return column(bk.Div(text=words), figure, sizing_mode="stretch_width", name=f"b{id(group)}")
 
 
 def _figure(x: str, y: str, height: int) -> Any:

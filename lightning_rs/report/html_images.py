@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,18 +78,19 @@ class Files:
         return sum(len(run.records) for run in self.runs)
 
 
-def image_table(files: Files, sheets: Sheets | None) -> list[str | Model]:
+def image_table(files: Files, sheets: Sheets | None, broken: Mapping[tuple[Path, int], float]) -> list[str | Model]:
     """Return the table of all images with its filters, and what is to be said of its pictures.
 
     Args:
         files: whose records.
         sheets: their pictures; None: there are none.
+        broken: at which distance attacks broke an image, by file and index.
     """
     from bokeh.layouts import column, row
 
     bk = models()
 
-    values, certificates = _columns(files, sheets)
+    values, certificates = _columns(files, sheets, broken)
     source = bk.ColumnDataSource(values)
     pictured = sheets is not None and bool(sheets.places)
     styles = [bk.InlineStyleSheet(css=sheets.css(_SHOWN))] if pictured and sheets else []
@@ -131,7 +133,9 @@ def image_table(files: Files, sheets: Sheets | None) -> list[str | Model]:
     ]
 
 
-def _columns(files: Files, sheets: Sheets | None) -> tuple[dict[str, Any], list[str]]:
+def _columns(
+    files: Files, sheets: Sheets | None, broken: Mapping[tuple[Path, int], float]
+) -> tuple[dict[str, Any], list[str]]:
     records = [(number, run, record) for number, run in enumerate(files.runs) for record in run.records]
     certificates = list(dict.fromkeys(
         name for _, _, record in records for name in (record.radii or {record.certificate: 0.0})
@@ -149,6 +153,7 @@ def _columns(files: Files, sheets: Sheets | None) -> tuple[dict[str, Any], list[
         "p_lower": _floats([r.bounds.get("p_lower") for _, _, r in records]),
         "n": np.array([r.n_used for _, _, r in records], dtype=np.float64),
         "votes": [_votes(r) for _, _, r in records],
+        "broken": _floats([broken.get((run.path, r.index)) for _, run, r in records]),
         "seconds": _floats([seconds[number].get(r.index) for number, _, r in records]),
         "statement": [repr(r) for _, _, r in records],
     }
@@ -166,6 +171,9 @@ def _table_columns(files: Files, certificates: Sequence[str], values: dict[str, 
     shown = [("index", "index", whole, 60), ("label", "label", whole, 55), ("prediction", "prediction", whole, 80),
              ("outcome", "outcome", text, 90)]  # fmt: skip
     shown += [(f"radius {name}", f"radius, {name}", fraction, 120) for name in certificates]
+    if not np.isnan(values["broken"]).all():
+        up = bk.NumberFormatter(format="0.0000", nan_format="", text_align="right", rounding="ceil")
+        shown.append(("broken", "broken at", up, 80))
     thousands = bk.NumberFormatter(format="0,0", text_align="right")
     shown += [("p_lower", "p at least", fraction, 80), ("n", "n", thousands, 75),
               ("votes", "votes (class: count)", text, 340)]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ from lightning_rs.loggers import AttackLog, Job
 from lightning_rs.loggers.jobs import checkpoint_file, stage_job
 from lightning_rs.noise.base import noise_from_dict, noise_to_dict
 from lightning_rs.records import ABSTAIN, Certification, Header, environment, read_records
-from lightning_rs.records.certification import to_line
+from lightning_rs.records.attack_files import certification_sha256
 from lightning_rs.records.combined import is_combined
 from lightning_rs.stages.base import SmoothingStage
 from lightning_rs.stages.contradictions import allowed_contradictions, chance_of_alarm, keep, refuse_contradictions
@@ -248,9 +247,8 @@ class AttackStage(SmoothingStage):
         self.session.probe(first["image"])
 
     def _attack_header(self) -> Header:
-        certification = hashlib.sha256(to_line(dict(self._header.binding)).encode()).hexdigest()
         binding = {
-            "certification": certification,
+            "certification": certification_sha256(self._header),
             "certificate": self._spec["name"],
             "norm": self._spec["norm"],
             "alpha": self._header.binding["alpha"],

@@ -387,6 +387,7 @@ def test_sentences_round_the_bracket_outward() -> None:
     assert "norm < 0.5; broken at 0.7001" in repr(record)
     assert record.bracket == (0.50009, 0.70001)
     assert dataclasses.replace(record, label=2).bracket == (0.0, 0.0)
+    assert dataclasses.replace(record, stated=False).bracket == (-math.inf, 0.70001)
 
 
 @pytest.mark.parametrize(
@@ -482,3 +483,8 @@ def test_curves_of_a_bracket_certify_nothing_beyond_a_radius() -> None:
     for r, low, high in ((0.2, 1.0, 1.0), (0.31, 2 / 3, 1.0), (0.81, 0.0, 1.0), (1.6, 0.0, 2 / 3), (3.0, 0.0, 1 / 3)):
         at = np.searchsorted(edges, r, side="right") - 1  # steps hold up to the next edge
         assert (certified[at], standing[at]) == (pytest.approx(low), pytest.approx(high))
+    # Right, but not certified: at no radius, not even at 0.
+    _, certified, standing = bracket_steps(
+        [dataclasses.replace(record(0, 0.0, 1.0), stated=False), record(1, 0.0, 1.0)]
+    )
+    assert (certified[0], standing[0]) == (0.5, 1.0)
