@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,47 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
-def folder_for(out: str | Path) -> Path:
-    """Return a folder to write into, made if it is not there; raise ``NotADirectoryError`` where a file is."""
+def folder_for(out: str | Path, name: str = "out") -> Path:
+    """Return a folder to write into, made if it is not there; raise ``NotADirectoryError`` where something else is."""
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"out must be a folder, got {out}, which is a file")
-    out.mkdir(parents=True, exist_ok=True)
+    for place in (out, *out.parents):  # what is in the way may be one of the folders above
+        if os.path.lexists(place) and not place.is_dir():
+            where = "" if place == out else f" below {place}"
+            raise NotADirectoryError(f"{name} must be a folder, got {out}{where}, which is {kind_of(place)}")
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
     return out
+
+
+def refuse_no_file(path: str | Path, name: str) -> None:
+    """Raise ``ValueError`` for a path that is there and is no file: a device can be read for ever, a pipe never."""
+    if os.path.lexists(path) and not Path(path).is_file() and kind_of(path) != _DANGLING:
+        raise ValueError(f"{name} must be a file, got {path}, which is {kind_of(path)}")
+
+
+_DANGLING = "a link to nothing"
+
+
+def kind_of(path: str | Path) -> str:
+    """Say what a path is: "a folder", "a pipe", ... ; "not there" if nothing."""
+    path = Path(path)
+    kinds = (
+        (path.is_file, "a file"), (path.is_dir, "a folder"), (path.is_fifo, "a pipe"), (path.is_socket, "a socket"),
+        (path.exists, "a device"),
+    )  # fmt: skip
+    with suppress(RuntimeError):  # pathlib's word for links in a circle, in some of its methods
+        for is_one, kind in kinds:
+            if is_one():
+                return kind
+    if not path.is_symlink():
+        return "not there"
+    try:
+        path.stat()
+    except FileNotFoundError:
+        return _DANGLING
+    except OSError:
+        pass
+    return "a link in a circle"
 
 
 def _show(value: Any) -> str:

@@ -33,15 +33,32 @@ def parameters(thing: object) -> dict[str, Any]:
     """Return the constructor arguments of an object that keeps each under its own name.
 
     Raises:
-        ValueError: if it does not keep one.
+        ValueError: if it does not keep one, or takes some that have no name of their own.
     """
-    ignored = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    taken = inspect.signature(type(thing)).parameters.values()
-    names = [each.name for each in taken if each.kind not in ignored]
+    names = _argument_names(thing)
     lost = [name for name in names if not hasattr(thing, name)]
     if lost:
         raise ValueError(f"{class_path(type(thing))} must keep its argument {lost[0]!r} as self.{lost[0]}")
     return {name: getattr(thing, name) for name in names}
+
+
+def _argument_names(thing: object) -> list[str]:
+    """Return the names of a constructor's arguments; what it passes on to its base classes, by the names there."""
+    path, names, passed = class_path(type(thing)), list[str](), list[str]()
+    for base in type(thing).__mro__:
+        if base is object or "__init__" not in vars(base):
+            continue
+        taken = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+        by_place = next((each.name for each in taken if each.kind is each.POSITIONAL_ONLY), None)
+        if by_place is not None:
+            raise ValueError(f"{path} must take its argument {by_place!r} by name, as files give it: leave out the '/'")
+        passed = [each.name for each in taken if each.kind in (each.VAR_POSITIONAL, each.VAR_KEYWORD)]
+        names += [each.name for each in taken if each.name not in (*passed, *names)]
+        if not passed or any(getattr(thing, name, None) for name in passed):
+            break
+    if passed:  # to nobody, or kept: two objects would look the same
+        raise ValueError(f"{path} must name each of its arguments, got *{passed[0]}: files give them back by name")
+    return names
 
 
 def to_dict(thing: object, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,6 +75,22 @@ def to_dict(thing: object, spec: Mapping[str, Any]) -> dict[str, Any]:
             f"for {odd[0]!r}"
         )
     return {"class": path, **spec}
+
+
+def check_rebuilds(thing: T, spec: Mapping[str, Any], base: type[T], what: str) -> None:
+    """Check that the description of an object gives the object back; for ours the tests do.
+
+    Args:
+        thing: the object.
+        spec: of :func:`to_dict`.
+        base: as for :func:`from_dict`.
+        what: as for :func:`from_dict`.
+
+    Raises:
+        ValueError: if it gives another one, or none.
+    """
+    if "." in spec["class"] and from_dict(spec, base, what) != thing:
+        raise ValueError(f"{what} {thing!r} is not rebuilt by its own description, {dict(spec)!r}: another one is")
 
 
 def from_dict(spec: Mapping[str, Any], base: type[T], what: str) -> T:

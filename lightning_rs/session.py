@@ -26,6 +26,7 @@ from lightning_rs.evidence import EnumeratedVotes, Votes
 from lightning_rs.networks.behaviour import behaviour
 from lightning_rs.networks.checkpoints import state_dict_sha256
 from lightning_rs.noise.base import Domain, Noise, noise_to_dict
+from lightning_rs.noise.rebuilt import check_rebuilt
 from lightning_rs.records import Certification
 from lightning_rs.setting import Selection, Setting
 from lightning_rs.statistics.binomial import top_class_p_value
@@ -129,6 +130,7 @@ class Session:
             ValueError: for a noise without a usual certificate, if none is named.
         """
         self._check_certificates()
+        check_rebuilt(self.noise, self.prepared.shape)
         return {
             **self.certifier.describe(),
             "stage": self.stage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.plugins import Precision
+from pytorch_lightning.plugins import Precision, TorchCheckpointIO
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch.utils.data import DataLoader
 
@@ -301,9 +303,26 @@ class Trainer(pl.Trainer):
         return predictions
 
     def save_checkpoint(self, filepath: Any, *args: Any, **kwargs: Any) -> None:
-        """Save as Lightning does; a full disk is an error that names the file."""
-        with naming(filepath):
+        """Save as Lightning does; a full disk is an error that names the file, and the one before it stays whole."""
+        # Lightning writes into the folder of temporary files and moves it: onto another disk, byte by byte.
+        whole = isinstance(self.strategy, (SingleDeviceStrategy, DDPStrategy))  # others write folders, each its share
+        if "://" in str(filepath) or not whole or type(self.strategy.checkpoint_io) is not TorchCheckpointIO:
             super().save_checkpoint(filepath, *args, **kwargs)
+            return
+        part = Path(filepath).with_name(f".{Path(filepath).name}.part")
+        try:
+            with naming(filepath):
+                super().save_checkpoint(part, *args, **kwargs)
+                if self.is_global_zero:
+                    os.replace(part, filepath)
+        except OSError as error:
+            if error.filename == str(part):
+                error.filename = str(filepath)
+            raise
+        finally:
+            if self.is_global_zero:
+                part.unlink(missing_ok=True)
+        self.strategy.barrier("Trainer.save_checkpoint.renamed")
 
     @contextmanager
     def _smoothing(self, stage: SmoothingStage) -> Iterator[None]:

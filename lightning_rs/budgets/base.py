@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rs.certificates.base import Certificate, Radii
-from lightning_rs.class_paths import class_path, parameters
+from lightning_rs.class_paths import parameters, to_dict
 from lightning_rs.engine.sampler import Sampler
 from lightning_rs.engine.streams import Purpose, image_sha256
 from lightning_rs.evidence import RAW_VOTES, Evidence, Scheme
@@ -130,9 +130,13 @@ class Budget(ABC):
 
 
 def describe_budget(budget: Budget) -> dict[str, Any]:
-    """Return what a record file says of a budget: its rule and, for somebody else's, its class."""
-    path = class_path(type(budget))
-    return {**budget.describe(), **({"class": path} if "." in path else {})}
+    """Return what a record file says of a budget: its rule and, for somebody else's, its class.
+
+    Raises:
+        ValueError: if values are not plain.
+    """
+    described = to_dict(budget, budget.describe())
+    return described if "." in described["class"] else {k: v for k, v in described.items() if k != "class"}
 
 
 class FixedSamples(Budget):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.checks import check_alpha
-from lightning_rs.class_paths import class_named, from_dict, parameters, to_dict
+from lightning_rs.class_paths import check_rebuilds, class_named, from_dict, parameters, to_dict
 from lightning_rs.evidence import Evidence, Votes
 from lightning_rs.noise.base import Domain, Noise
 from lightning_rs.setting import NO_CLASS
@@ -220,8 +220,14 @@ def abstain_at_zero(radius: FloatArray, top: IntArray) -> IntArray:
 
 
 def certificate_to_dict(certificate: Certificate) -> dict[str, Any]:
-    """Return ``{"class": class path, **parameters}``, plain values for record headers."""
-    return to_dict(certificate, certificate.spec())
+    """Return ``{"class": class path, **parameters}``, plain values for record headers.
+
+    Raises:
+        ValueError: if values are not plain, or do not give the certificate back.
+    """
+    spec = to_dict(certificate, certificate.spec())
+    check_rebuilds(certificate, spec, Certificate, "certificate")  # type: ignore[type-abstract]
+    return spec
 
 
 def describe_certificate(certificate: Certificate) -> dict[str, Any]:

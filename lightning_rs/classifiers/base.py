@@ -18,7 +18,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_rs.checks import check_choice
-from lightning_rs.classifiers.arguments import constructor_arguments, plain_arguments
+from lightning_rs.classifiers.arguments import constructor_arguments, plain_arguments, revived
 from lightning_rs.classifiers.finite import FiniteLoss
 from lightning_rs.classifiers.initial import load_initial_weights
 from lightning_rs.classifiers.schedule import Cosine
@@ -27,6 +27,7 @@ from lightning_rs.networks import build_network
 from lightning_rs.networks.build import network_arguments
 from lightning_rs.networks.checkpoints import adopt_weights
 from lightning_rs.noise import GaussianNoise, Noise, noise_from_dict, noise_to_dict
+from lightning_rs.noise.rebuilt import check_rebuilt
 
 # What the checkpoint says about itself, beside Lightning's own entries.
 CHECKPOINT_KEY = "lightning_rs"
@@ -67,6 +68,7 @@ class BaseClassifier(pl.LightningModule, ABC):
     needs_index: ClassVar[bool] = False
 
     _arguments: Any
+    _left_out: dict[str, str]  # arguments that no checkpoint can hold, and what they are
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Note the constructor's arguments before any code of a subclass can change them."""
@@ -97,6 +99,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if isinstance(network, str):  # of an enum of texts a text, which a checkpoint can hold
+            network = str.__str__(network)
         law = noise_from_dict(noise) if isinstance(noise, Mapping) else noise or GaussianNoise(0.25)
         arguments, kept = network_arguments(network, network_args, law.sigma)
         super().save_hyperparameters(
@@ -105,26 +109,28 @@ class BaseClassifier(pl.LightningModule, ABC):
                 "network": network,
                 "network_args": kept,
                 "noise": noise_to_dict(law),
-                "num_classes": num_classes,
+                "num_classes": int(num_classes),
                 "shape": [int(size) for size in shape],
                 "mean": None if mean is None else [float(m) for m in mean],
                 "std": None if std is None else [float(s) for s in std],
                 "domain": None if domain is None else [float(end) for end in domain],
-                "grid": grid,
+                "grid": None if grid is None else int(grid),
                 "init_from": None if init_from is None else str(init_from),
             }
         )
         self.noise = law
         self.shape = tuple(int(size) for size in shape)
-        self.num_classes = num_classes
+        self.num_classes = num_classes = int(num_classes)
         self.domain = None if domain is None else (float(domain[0]), float(domain[1]))
-        self.grid = grid
+        self.grid = grid = None if grid is None else int(grid)
         law.check_shape(self.shape)
+        check_rebuilt(law, self.shape)
         if None not in (grid, law.grid) and grid != law.grid:
             raise ValueError(f"q of the noise must be the grid of the data, {grid}, got {law.grid}: {law!r}")
         self.network = build_network(network, num_classes, self.shape, mean=mean, std=std, **arguments)
         self.weights_path: str | None = None  # of the file of others that the weights came from
         self.data_spec: dict[str, Any] | None = None  # set by the command line, kept in the checkpoint
+        self.argument_specs: Mapping[str, Any] = {}  # how the command line builds its arguments, likewise
         self._optimizer = optimizer
         self._scheduler = scheduler
         self._monitor = monitor
@@ -168,15 +174,47 @@ class BaseClassifier(pl.LightningModule, ABC):
     def _own_arguments(self) -> dict[str, Any]:
         base = set(inspect.signature(BaseClassifier.__init__).parameters)
         arguments = {name: value for name, value in self._arguments.items() if name not in base}
-        plain, objects = plain_arguments(arguments)
+        plain, objects = plain_arguments(type(self), arguments)
         if objects:
             warnings.warn(
                 f"{type(self).__name__}: a checkpoint holds plain values only, so not {', '.join(objects)}: give "
                 "it again when you load one",
                 stacklevel=4,
             )
+        self._left_out = {name: type(arguments[name]).__name__ for name in objects}
         del self._arguments
         return plain
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Rebuild a classifier from a checkpoint, as Lightning does; nothing in the file is run.
+
+        Raises:
+            ValueError: if the checkpoint could not hold an argument, and it is not given.
+        """
+        if isinstance(checkpoint_path, (str, Path)) and Path(checkpoint_path).is_file():
+            contents = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+            kept, own = contents.get("hyper_parameters", {}), contents.get(CHECKPOINT_KEY) or {}
+            lost = {name: kind for name, kind in own.get("left_out", {}).items() if name not in kwargs}
+            if lost:
+                name, kind = next(iter(lost.items()))
+                raise ValueError(
+                    f"{name} must be given, load_from_checkpoint(..., {name}=...): the checkpoint {checkpoint_path} "
+                    f"could not hold it, a {kind}"
+                )
+            again = revived(cls, kept)
+            kwargs = {name: value for name, value in again.items() if value is not kept[name]} | kwargs
+        return super().load_from_checkpoint(  # type: ignore[return-value]
+            checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the base network's logits, (m, C), for images of shape (m, *shape)."""
@@ -319,6 +357,8 @@ class BaseClassifier(pl.LightningModule, ABC):
             "noise": noise_to_dict(self.noise),
             "init_args": dict(self.hparams),
             "data": self.data_spec,
+            "left_out": dict(self._left_out),
+            "specs": {name: spec for name, spec in self.argument_specs.items() if name in self._left_out},
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning_rs.checks import naming
+from lightning_rs.cli.console import shorten
 from lightning_rs.cli.numbers import number, whole_number
 from lightning_rs.cli.parser import Parser
 from lightning_rs.records import Header, export_tsv, import_table, import_tsv, merge, merge_sidecars
@@ -98,8 +99,9 @@ def report_main(argv: Sequence[str] | None = None) -> int:
                 records, args.out, args.radii, alpha, args.rho, args.format, args.method, args.paired, names,
                 args.certificates, args.html, None if args.data is None else data, args.attacks,
             )  # fmt: skip
-        width = max(shutil.get_terminal_size((120, 24)).columns, 60)
-        return "\n".join([made.text(width), *(f"wrote {file}" for file in made.files)])
+            width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+            text = made.text(width)  # here, because it reads what lies beside the imported files
+        return "\n".join([text, *(f"wrote {file}" for file in made.files)])
 
     return _finish(parser, run)
 
@@ -225,6 +227,6 @@ def _finish(parser: Parser, run: Callable[[], str]) -> int:
     except BrokenPipeError:  # `report | head`: the caller knows what to do
         raise
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {shorten(str(error))}", file=sys.stderr)
         return 1
     return 0

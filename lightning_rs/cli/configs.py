@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_rs import shipped
+from lightning_rs.checks import folder_for, naming
+from lightning_rs.cli.console import shorten
 from lightning_rs.cli.parser import Parser
 
 _CONFIGS = (
@@ -27,7 +29,7 @@ def configs_main(argv: Sequence[str] | None = None) -> int:
         chosen = _chosen(args.names)
         print(_listed(chosen, whole=not args.names) if args.to is None else _copied(chosen, Path(args.to)))
     except (ValueError, OSError) as error:
-        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        print(f"{parser.prog}: error: {shorten(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -71,12 +73,14 @@ def _about(file: Path) -> str:
 
 def _copied(chosen: dict[str, Path], target: Path) -> str:
     places = {target / f"{name}.yaml": file for name, file in chosen.items()}
+    folder_for(target, "--to")
     there = [place for place in places if place.exists()]
     if there:
         raise FileExistsError(f"--to must not overwrite files, but {there[0]} exists")
     for place, file in places.items():
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, place)
+        with naming(place):
+            shutil.copyfile(file, place)
     return "\n".join(f"wrote {place}" for place in places)
 
 

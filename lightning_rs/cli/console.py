@@ -41,7 +41,7 @@ def shorten(message: str) -> str:
     worker = re.match(r"Caught \w+ in (DataLoader worker process \d+)\.", message)
     if worker:  # torch sends the whole traceback of its process instead of the error
         return f"in the data ({worker[1]}): {message.strip().splitlines()[-1]}"
-    message = without_unsafe_advice(message)
+    message = re.sub(r"^\[Errno \d+\] ", "", without_unsafe_advice(message))
     option: list[str] = []
     said: list[str] = []
     for raw in message.splitlines():

@@ -13,6 +13,7 @@ import yaml
 
 from lightning_rs import shipped
 from lightning_rs.classifiers.base import CHECKPOINT_KEY
+from lightning_rs.cli.words import read_config
 from lightning_rs.data import ImageDataModule
 from lightning_rs.data.own import as_datamodule
 from lightning_rs.records import Header
@@ -43,7 +44,10 @@ def _told(spec: str, headers: Sequence[Header]) -> Any:
     if spec == "checkpoint":
         return _of_checkpoints(headers)
     path = shipped.find(spec, "configs")
-    value = yaml.safe_load(Path(path).read_text() if path else spec)
+    try:
+        value = read_config(path) if path else yaml.safe_load(spec)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--data {spec}: neither a configuration nor a class path: {error}") from error
     if isinstance(value, dict) and "data" in value:
         value = value["data"]
     if path and not (isinstance(value, dict) and "class_path" in value):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
+from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_rs.class_paths import class_named, full_class_path
 from lightning_rs.classifiers.base import CHECKPOINT_KEY
@@ -79,6 +80,14 @@ def checkpoint_defaults(path: str) -> dict[str, Any]:
     if not own:
         return {}
     init_args = {name: value for name, value in own["init_args"].items() if name not in LINKED}
+    specs = own.get("specs", {})
+    lost = [name for name in own.get("left_out", {}) if name not in specs]
+    if lost:
+        rank_zero_warn(
+            f"{path} could not hold the argument {', '.join(lost)} of {own['class_path']}: it is what the class says, "
+            f"or what --model.{lost[0]} does"
+        )
+    init_args |= specs
     law = dict(own["noise"])
     kind = class_named(law.pop("class", None), Noise, "noise of the checkpoint")  # type: ignore[type-abstract]
     init_args["noise"] = {"class_path": full_class_path(kind), "init_args": law}

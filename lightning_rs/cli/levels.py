@@ -17,7 +17,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lightning_rs.checks import check_positive
+from lightning_rs.checks import check_positive, folder_for, naming
 from lightning_rs.cli.configs import with_shipped
 from lightning_rs.cli.lightning import SmoothingCLI
 from lightning_rs.cli.words import whole_numbers_in_files, with_whole_numbers
@@ -101,8 +101,9 @@ def levels_main(argv: Sequence[str] | None = None) -> int:
     levels = parser.instantiate(config).levels  # before the folder is taken, which a refusal must not do
     folder = claimed(Path(config.out), settings)
     rows = run(levels, folder)
-    (folder / "levels.md").write_text(_table(rows))
-    with open(folder / "levels.csv", "w", newline="") as file:
+    with naming(folder / "levels.md"):
+        (folder / "levels.md").write_text(_table(rows))
+    with naming(folder / "levels.csv"), open(folder / "levels.csv", "w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
@@ -122,8 +123,9 @@ def claimed(folder: Path, settings: str) -> Path:
         raise ValueError(f"out must be a new folder, or that of the same levels; {own} has other settings")
     if not own.is_file() and folder.exists() and any(folder.iterdir()):
         raise ValueError(f"out must be a new folder, or that of the same levels, got {str(folder)!r}, which is neither")
-    folder.mkdir(parents=True, exist_ok=True)
-    own.write_text(settings)
+    folder_for(folder)
+    with naming(own):
+        own.write_text(settings)
     return folder
 
 

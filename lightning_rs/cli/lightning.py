@@ -17,6 +17,7 @@ from pytorch_lightning.cli import ArgsType, LightningArgumentParser, LightningCL
 from pytorch_lightning.utilities.rank_zero import rank_zero_warn
 
 from lightning_rs.certifier import Certifier
+from lightning_rs.checks import folder_for, naming
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.cli.defaults import DEFAULTS, LINKED, UNKNOWN_NETWORK, checkpoint_defaults, is_foreign, plain
 from lightning_rs.cli.mistakes import meant
@@ -54,9 +55,10 @@ class RunConfig(SaveConfigCallback):
         own = {k: v for k, v in vars(self.config).items() if k not in (*_SHARED, "config") and v is not None}
         told = "".join(f"\n# {key}: {value}" for key, value in own.items())
         path = run_directory(trainer) / f"{name}.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder_for(path.parent, "default_root_dir")
         text = self.parser.dump(shared, skip_unset=False, skip_validation=True)
-        path.write_text(f"# python -m lightning_rs {name}{told}\n{text}")
+        with naming(path):
+            path.write_text(f"# python -m lightning_rs {name}{told}\n{text}")
 
 
 class SmoothingCLI(LightningCLI):
@@ -203,6 +205,7 @@ class SmoothingCLI(LightningCLI):
                     restore_folder(callback, states, self._continued)
         self._give_folder()
         self.model.data_spec = plain(self.config[self.subcommand]["data"])
+        self.model.argument_specs = plain(self.config[self.subcommand]["model"]["init_args"])
         self.certifier: Certifier | None = self._get(self.config_init, "certifier")
         if self._foreign is not None:
             rank_zero_warn(self.model.adopt_weights(self._foreign))

@@ -18,9 +18,12 @@ class Parser(argparse.ArgumentParser):
         self._words: list[str] = []
 
     def parse(self, words: Sequence[str] | None) -> argparse.Namespace:
-        """Parse the words, None for those of the program, and remember them for an error."""
+        """Parse the words, None for those of the program, and remember them for an error.
+
+        Files may stand behind options: ``report a.jsonl --paired b.jsonl``.
+        """
         self._words = list(sys.argv[1:] if words is None else words)
-        return self.parse_args(self._words)
+        return self.parse_intermixed_args(self._words)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and leave with status 2."""

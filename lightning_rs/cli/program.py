@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import lightning_rs
 from lightning_rs.announce import announced
@@ -54,8 +57,11 @@ def main(args: Sequence[str] | None = None) -> int:
     with quiet():
         try:
             status = _run(words)
-        except SystemExit as stop:  # --help, a parser's error, or Lightning after Ctrl-C
-            status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        except SystemExit as stop:  # --help, a parser's error, or Lightning after Ctrl-C or a request to terminate
+            asked = type(stop).__name__ == "SIGTERMException"
+            status = (
+                128 + signal.SIGTERM if asked else stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+            )
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             status = 1
@@ -98,7 +104,8 @@ def _run(words: list[str]) -> int:
         return 0
     if command in COMMANDS:
         module, function = COMMANDS[command]
-        return 2 if getattr(importlib.import_module(f"lightning_rs.cli.{module}"), function)(words[1:]) else 0
+        with _tidy_termination():
+            return 2 if getattr(importlib.import_module(f"lightning_rs.cli.{module}"), function)(words[1:]) else 0
     if not command.startswith("-") and command not in STAGES:
         _refuse_command(command)
     if command in STAGES and words[1:] in (["--help"], ["-h"]):
@@ -109,6 +116,23 @@ def _run(words: list[str]) -> int:
 
     SmoothingCLI([word for word in words if word != "all"] if words[-2:] == ["--help", "all"] else words)
     return 0
+
+
+@contextmanager
+def _tidy_termination() -> Iterator[None]:
+    """Within it, a request to terminate lets what was begun be tidied up; status 143. Lightning's stages see to it."""
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _rank() -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from lightning_rs import shipped
+from lightning_rs.checks import folder_for, naming
 from lightning_rs.cli.suggest import near
 
 _REPRODUCE = "Make a figure or table of a paper: at the scale of this machine, or at the paper's."
@@ -262,9 +263,10 @@ class _Stamp:
         return stored
 
     def _store(self, facts: Mapping[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        folder_for(self.path.parent)
         written = self.path.with_suffix(".part")
-        written.write_text(json.dumps(facts, indent=1))
+        with naming(self.path):
+            written.write_text(json.dumps(facts, indent=1))
         written.replace(self.path)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from jsonargparse import Namespace
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from lightning_rs.checks import folder_for
+
 STAGES = ("fit", "validate", "test", "predict", "certify", "attack", "transfer")
 _CHECKPOINTS = "checkpoints"
 
@@ -21,7 +23,7 @@ def run_of(checkpoint: str | Path | None) -> Path | None:
     path = None if checkpoint is None else Path(checkpoint)
     if path is None or not path.is_file() or path.absolute().parent.name != _CHECKPOINTS:
         return None
-    return path.parent.parent if path.parent.name == _CHECKPOINTS else path.resolve().parent.parent
+    return path.parent.parent if path.parent.name == _CHECKPOINTS else Path(os.path.realpath(path)).parent.parent
 
 
 def continue_logging(logger: Namespace, run: Path) -> None:
@@ -43,14 +45,14 @@ def continue_logging(logger: Namespace, run: Path) -> None:
         return
     chosen["id" if wandb else "version"] = path.name
     folder = path.parent.parent if label else path.parent
-    if folder.resolve() != Path(chosen.get("save_dir") or ".").resolve():
+    if os.path.realpath(folder) != os.path.realpath(chosen.get("save_dir") or "."):
         chosen["save_dir"] = str(folder)
 
 
 def restore_folder(callback: ModelCheckpoint, states: Mapping[str, Any], run: Path) -> None:
     """Write a continued run's folder as the checkpoint does: written otherwise, Lightning forgets the best ones."""
     written = states.get(callback.state_key, {}).get("dirpath")
-    if callback.dirpath is None and written and Path(written).resolve() == (run / _CHECKPOINTS).resolve():
+    if callback.dirpath is None and written and os.path.realpath(written) == os.path.realpath(run / _CHECKPOINTS):
         callback.dirpath = written
 
 
@@ -64,7 +66,7 @@ def own_folder(root: str | Path, command: str) -> Path:
     taken = any((root / f"{stage}.yaml").exists() for stage in STAGES)
     if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) or 0):
         return root
-    root.mkdir(parents=True, exist_ok=True)
+    folder_for(root, "default_root_dir")
     if not taken:
         with contextlib.suppress(FileExistsError), open(root / f"{command}.yaml", "x"):
             return root

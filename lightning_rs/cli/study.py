@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lightning_rs.checks import naming
 from lightning_rs.cli.words import whole_numbers_in_files, with_whole_numbers
 from lightning_rs.studies import Study, empty_folder
 
@@ -25,6 +26,7 @@ def study_main(argv: Sequence[str] | None = None) -> int:
     result = parser.instantiate(config).study.run(lambda line: print(line, file=sys.stderr))
     files = result.write(folder)
     settings = folder / "study.yaml"
-    settings.write_text(parser.dump(Namespace(study=config.study), skip_validation=True))
+    with naming(settings):
+        settings.write_text(parser.dump(Namespace(study=config.study), skip_validation=True))
     print("\n".join([str(result), *(f"wrote {file}" for file in [*files, settings])]))
     return 0

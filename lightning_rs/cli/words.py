@@ -43,14 +43,37 @@ def told(words: Sequence[str], group: str, names: Sequence[str]) -> dict[str, An
         if not equals:
             value = words[position + 1] if position + 1 < len(words) else ""
         if option in ("-c", "--config") and Path(value).is_file():
-            content = yaml.safe_load(Path(value).read_text())
-            part = content.get(group) if isinstance(content, dict) else None
+            part = read_config(value).get(group)
             arguments = part.get("init_args") if isinstance(part, dict) else None
-            found |= {name: arguments[name] for name in names if name in arguments} if arguments else {}
+            if isinstance(arguments, dict):
+                found |= {name: arguments[name] for name in names if name in arguments}
         head, _, name = option.removeprefix("--").rpartition(".")
         if head in (group, f"{group}.init_args") and name in names:
             found[name] = yaml.safe_load(value)
     return found
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Return what a configuration file says.
+
+    Raises:
+        ValueError: naming the file, and the line where it is not YAML, if it is no mapping.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"config {path} is no text file in UTF-8: {error}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = "" if mark is None else f":{mark.line + 1}"
+        problem = getattr(error, "problem", None) or " ".join(str(error).split())
+        raise ValueError(f"config {path}{line} is no YAML that can be read: {problem}") from error
+    except RecursionError as error:
+        raise ValueError(f"config {path} is nested too deeply") from error
+    if not isinstance(content, dict):
+        kind = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ValueError(f"config {path} must be a mapping with keys such as model, data and trainer, got {kind}")
+    return content
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from lightning_rs.checks import folder_for, naming
 from lightning_rs.data.sources import FileSource
 
 _CHUNK = 1024
@@ -41,8 +42,9 @@ def decoded(folder: Path, name: str, key: str, source: FileSource) -> NDArray[np
         if _matches(array_path, hash_path, key):
             return _mapped(array_path)
         warnings.warn(f"the image cache {array_path} does not match its hash; it is built again", stacklevel=2)
-    folder.mkdir(parents=True, exist_ok=True)
-    _build(array_path, hash_path, key, source)
+    folder_for(folder, "the cache")
+    with naming(array_path):
+        _build(array_path, hash_path, key, source)
     return _mapped(array_path)
 
 

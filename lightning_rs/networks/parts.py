@@ -25,6 +25,7 @@ import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from lightning_rs.networks.files import read_own_part
@@ -56,8 +57,10 @@ def self_contained(value: Any) -> Any:
         return {str(key): self_contained(item) for key, item in value.items() if key not in dropped}
     if isinstance(value, (list, tuple)):
         return [self_contained(item) for item in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if type(value) in (bool, int, float, str, type(None)):
         return value
+    if isinstance(value, np.generic) and type(value.item()) in (bool, int, float, str):
+        return value.item()
     raise ValueError(
         f"network_args must hold plain values (numbers, texts, lists, mappings), got {type(value).__name__}: a module "
         "is named by {class_path: ..., init_args: {...}}"

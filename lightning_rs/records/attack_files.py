@@ -8,11 +8,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lightning_rs.checks import folder_for, kind_of, naming, refuse_no_file
 from lightning_rs.records.attack_contradictions import attack_contradiction
 from lightning_rs.records.attacks import AttackRecord
 from lightning_rs.records.certification import from_line, to_line
 from lightning_rs.records.header import Header
-from lightning_rs.records.writing import refuse_other_binding
+from lightning_rs.records.writing import refuse_other_binding, write_complete
 
 FORMAT = "lightning_rs attacks"
 VERSION = 1
@@ -36,7 +37,8 @@ class AttackFile:
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_no_file(path, "out")
+        folder_for(path.parent, "the folder of out")
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,9 +90,10 @@ class AttackFile:
         size = os.fstat(self._fd).st_size
         rest = memoryview((line + "\n").encode())
         try:
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-            os.fsync(self._fd)
+            with naming(self.path):
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+                os.fsync(self._fd)
         except BaseException:
             os.ftruncate(self._fd, size)  # never half a line in the middle
             raise
@@ -118,7 +121,8 @@ def read_attacks(path: str | Path) -> tuple[Header, list[AttackRecord]]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file of attacks at {path}")
+        kind = kind_of(path)
+        raise FileNotFoundError(f"no file of attacks at {path}{'' if kind == 'not there' else f', which is {kind}'}")
     header, records = _parse(path, path.read_bytes().rpartition(b"\n")[0])
     return header, sorted(records, key=lambda record: record.index)
 
@@ -141,10 +145,9 @@ def merge_attacks(paths: Sequence[str | Path], out: str | Path) -> int:
                 raise ValueError(f"{path}: image {record.index} is in another file as well")
             found[record.index] = record
     lines = [_header_line(parts[0][1]), *(found[index].to_json() for index in sorted(found))]
-    with open(out, "x") as file:
-        file.write("".join(line + "\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    if os.path.lexists(out):
+        raise FileExistsError(f"{out} exists; it is never overwritten: choose another name")
+    write_complete(out, lines)
     return len(found)
 
 

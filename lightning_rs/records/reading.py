@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_rs.checks import kind_of
 from lightning_rs.records.certification import Certification
 from lightning_rs.records.collection import Certifications
 from lightning_rs.records.header import FORMAT, Header
@@ -94,7 +95,8 @@ def load(path: str | Path) -> Contents:
     """Return the contents of a file that has a header."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no record file at {path}")
+        kind = kind_of(path)
+        raise FileNotFoundError(f"no record file at {path}{'' if kind == 'not there' else f', which is {kind}'}")
     contents = scan(path, path.read_bytes())
     if contents.header is None:
         raise ValueError(f"{path}:1: the header is missing or unfinished: the run was killed before its first record")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import re
+import textwrap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+
+from lightning_rs.checks import kind_of
 
 COLUMNS = ("idx", "label", "predict", "radius", "correct", "time")
 _NEEDED = COLUMNS[:4]
@@ -111,7 +114,8 @@ def parse_seconds(text: str) -> float | None:
 
 def _text(path: Path) -> str:
     if not path.is_file():
-        raise FileNotFoundError(f"no table at {path}")
+        kind = kind_of(path)
+        raise FileNotFoundError(f"no table at {path}{'' if kind == 'not there' else f', which is {kind}'}")
     data = path.read_bytes()
     try:
         if data.startswith(_GZIP):
@@ -145,7 +149,7 @@ def _positions(path: Path, columns: Sequence[str], radius_column: str | None) ->
     """Return where the columns are that are used, by our names."""
     lower = [name.lower() for name in columns]
     if len(columns) == 1 and ("," in columns[0] or " " in columns[0]):
-        raise ValueError(f"{path}:1: the columns must be separated by tabs, got {columns[0]!r}")
+        raise ValueError(f"{path}:1: the columns must be separated by tabs, got {textwrap.shorten(columns[0], 80)!r}")
     twice = sorted({name for name in lower if lower.count(name) > 1 and name})
     if twice:
         raise ValueError(f"{path}:1: the column {twice[0]!r} occurs twice")

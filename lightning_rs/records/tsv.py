@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from lightning_rs.checks import naming
 from lightning_rs.records.certification import Ball, Certification, to_line
 from lightning_rs.records.header import Header, environment
 from lightning_rs.records.plausibility import check_import, largest_radius
-from lightning_rs.records.reading import read_records, read_seconds, sidecar_path
+from lightning_rs.records.reading import is_record_file, read_records, read_seconds, sidecar_path
 from lightning_rs.records.rounding import floor_decimals
 from lightning_rs.records.tables import COLUMNS, Row, parse_seconds, read_table
-from lightning_rs.records.writing import write_whole
+from lightning_rs.records.writing import write_complete, write_whole
 
 DECIMALS = 6
 
@@ -113,6 +114,11 @@ def import_table(
     fixed: dict[str, Any] = {
         "norm": norm, "certificate": certificate, "alpha": alpha, "n": n, "n_used": n, "ball": ball, "grid": grid,
     }  # fmt: skip
+    if path.is_file() and is_record_file(path):
+        raise ValueError(
+            f"{path} is a record file, not a table: nothing needs to be imported; report, merge and export read it as "
+            "it is, those of lightning_rs 0.1 too"
+        )
     table = read_table(path, columns, radius_column)
     records: dict[int, Certification] = {}
     for row in table.rows:
@@ -128,7 +134,8 @@ def import_table(
     write_whole(out, header, [records[index].to_json() for index in sorted(records)])
     seconds = {row.index: row.seconds for row in table.rows if row.seconds is not None}
     timings = (to_line({"index": index, "seconds": seconds[index]}) + "\n" for index in sorted(seconds))
-    sidecar_path(out).write_text("".join(timings))
+    with naming(sidecar_path(out)):
+        sidecar_path(out).write_text("".join(timings))
     return Imported(len(records), table.summary)
 
 
@@ -142,7 +149,7 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
         ValueError: if a record has no label, or no radius because it was made in decision mode.
         FileExistsError: if ``out`` exists.
     """
-    if Path(out).exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists; it is never overwritten: choose another name")
     header, records = read_records(path)
     if header.remark is not None:
@@ -158,8 +165,7 @@ def export_tsv(path: str | Path, out: str | Path) -> int:
         radius = floor_decimals(record.radius, DECIMALS)
         fields = (record.index, record.label, record.prediction, radius, int(record.correct), clock)
         lines.append("\t".join(map(str, fields)))
-    with naming(out), open(out, "x") as file:
-        file.write("\n".join(lines) + "\n")
+    write_complete(out, lines)
     return len(records)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lightning_rs.checks import naming
+from lightning_rs.checks import folder_for, kind_of, naming, refuse_no_file
 from lightning_rs.records.certification import Certification, to_line
 from lightning_rs.records.header import Header, environment
 from lightning_rs.records.reading import is_record_file, is_sidecar, load, scan, sidecar_path
@@ -35,9 +35,8 @@ class RecordFile:
 
     def __init__(self, path: str | Path, header: Header) -> None:
         self.path = Path(path)
-        if self.path.exists() and not self.path.is_file():  # a device can be read for ever, a pipe never
-            raise ValueError(f"records must be a file, got {self.path}, which is {_kind(self.path)}")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_no_file(self.path, "records")
+        folder_for(self.path.parent, "the folder of records")
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()
@@ -198,7 +197,7 @@ def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
     out = Path(out)
     if out.exists():
         if not out.is_file():
-            raise ValueError(f"out must be the name of a new file, got {out}, which is {_kind(out)}")
+            raise ValueError(f"out must be the name of a new file, got {out}, which is {kind_of(out)}")
         if not is_record_file(out):
             raise ValueError(f"{out} exists and is no record file; it is never overwritten: choose another name")
         existing = load(out)
@@ -206,18 +205,24 @@ def write_whole(out: str | Path, header: Header, lines: Sequence[str]) -> None:
         if existing.header.difference(header) or existing.torn or existing.lines != list(lines):
             raise ValueError(f"{out} exists and holds other records; it is never overwritten: choose another name")
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with naming(out), open(temporary, "w") as file:
-        file.write("".join(line + "\n" for line in (header.to_json(), *lines)))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, out)
+    write_complete(out, [header.to_json(), *lines])
+
+
+def write_complete(out: str | Path, lines: Iterable[str]) -> None:
+    """Write a file of lines that is there as a whole or not at all: after a full disk or Ctrl-C nothing is left."""
+    out = Path(out)
+    folder_for(out.parent, "the folder of out")
+    temporary = out.with_name(f".{out.name[:200]}.{os.getpid()}.tmp")
+    try:
+        with naming(out), open(temporary, "w") as file:
+            file.write("".join(line + "\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, out)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(out.parent)
-
-
-def _kind(path: Path) -> str:
-    return "a folder" if path.is_dir() else "a pipe" if path.is_fifo() else "a device"
 
 
 def refuse_other_binding(path: Path, header: Header, other: Header, other_path: Path | None = None) -> None:

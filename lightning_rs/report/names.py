@@ -30,7 +30,7 @@ def named_files(paths: Sequence[str | Path], names: Sequence[str] | Mapping[str,
     files = [file for _, inside in found for file in inside]
     if not files:
         raise ValueError("paths must name at least one record file, got none")
-    if len({file.resolve() for file in files}) < len(files):
+    if len({os.path.realpath(file) for file in files}) < len(files):
         raise ValueError(f"paths must not repeat a record file, got {', '.join(map(str, files))}")
     chosen = dict(zip(files, default_names(files), strict=True))
     chosen |= _given(found, files, names)
@@ -56,7 +56,7 @@ def default_names(files: Sequence[Path]) -> list[str]:
 
 
 def _shortest_ends(files: Sequence[Path]) -> list[str]:
-    parts = [file.resolve().with_suffix("").parts for file in files]
+    parts = [Path(os.path.realpath(file)).with_suffix("").parts for file in files]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from abc import ABC, abstractmethod
@@ -80,12 +81,19 @@ class SmoothingStage(pl.LightningDataModule, ABC):
             done = self._step({name: each[:good] for name, each in batch.items()}) if good else []
             if refusal is not None:
                 raise refusal
+            self.heed_termination()
             return done
         except ValueError as error:
             if self.pl_trainer.world_size == 1:
                 raise
             self._error = error
             return []
+
+    @final
+    def heed_termination(self) -> None:
+        """End the process if a scheduler has asked for it, which Lightning's predict loop never heeds."""
+        if self.pl_trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM)
 
     @abstractmethod
     def _step(self, batch: Mapping[str, Tensor]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -149,8 +148,7 @@ class CertificationStage(SmoothingStage):
                 self._progress.add_record(record)
             if self._log is not None:
                 self._log.add(record)
-            if self.pl_trainer.received_sigterm:  # a scheduler's request, which Lightning's predict loop never heeds
-                raise SystemExit(128 + signal.SIGTERM)
+            self.heed_termination()
         return batch["index"].tolist()
 
     def finish(self, trainer: pl.Trainer) -> list[Certification]:

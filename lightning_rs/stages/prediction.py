@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from lightning_rs.announce import announced
 from lightning_rs.certifier import Certifier
-from lightning_rs.checks import naming
+from lightning_rs.checks import folder_for, naming
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.loggers import Job, PredictionLog, run_directory
 from lightning_rs.loggers.jobs import checkpoint_file, stage_job
@@ -57,7 +57,7 @@ class PredictionStage(SmoothingStage):
             session = self.open_session()
             self.check_images(first)
             session.probe(first["image"])
-        folder.mkdir(parents=True, exist_ok=True)
+        folder_for(folder, "the folder of predictions")
         self._write(self._part(trainer.global_rank), [list(_COLUMNS)], "w")
         samples = session.setting.n
         seconds = -(-len(subset) // trainer.world_size) * samples / session.measure(first["image"], 0.2)
