@@ -7,6 +7,7 @@ from lightning_rs.attacks.external import External
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.gradient import DDN, L1APGD, PGD
 from lightning_rs.attacks.objectives import Margin, Objective, PlugIn, Reinforce
+from lightning_rs.attacks.pixels import PatchSearch, PixelGeometry, PixelSearch
 from lightning_rs.attacks.search import Bracket, Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
 from lightning_rs.attacks.votes import VoteSearch
@@ -27,6 +28,9 @@ __all__ = [
     "Geometry",
     "Margin",
     "Objective",
+    "PatchSearch",
+    "PixelGeometry",
+    "PixelSearch",
     "PlugIn",
     "Reinforce",
     "Search",

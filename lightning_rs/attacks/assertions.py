@@ -8,8 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from lightning_rs.attacks.geometry import Geometry
+from lightning_rs.attacks.pixels import touched_positions
 from lightning_rs.certificates.values import evidence_value_lower, law_value_lower
 from lightning_rs.checks import FloatArray
+from lightning_rs.noise.ablation import BandNoise, BlockNoise
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
@@ -19,9 +21,9 @@ from lightning_rs.statistics.binomial import clopper_pearson_tail_upper, clopper
 
 # Certificates of one class: inside the radius its probability exceeds one half. Others compare classes.
 _ONE_CLASS = (
-    "ChannelL2", "DipoleGradientL2", "DipoleL2", "FirstOrderL1", "FirstOrderLinf", "FirstOrderSubspaceL2", "GaussianL1",
-    "GaussianL2", "GaussianLinf", "LaplaceL1", "MixedNormLinf", "NormPowerL2", "NormPowerLinf", "PureLinf",
-    "SecondOrderL2", "SplittingL1", "UniformBoxL1", "UniformL1", "UniformLinf",
+    "AblationL0", "ChannelL2", "DipoleGradientL2", "DipoleL2", "FirstOrderL1", "FirstOrderLinf", "FirstOrderSubspaceL2",
+    "GaussianL1", "GaussianL2", "GaussianLinf", "LaplaceL1", "MixedNormLinf", "NormPowerL2", "NormPowerLinf",
+    "PureLinf", "SecondOrderL2", "SplittingL1", "UniformBoxL1", "UniformL1", "UniformLinf",
 )  # fmt: skip
 
 
@@ -29,8 +31,8 @@ def asserted(record: Certification, noise: Noise, delta: FloatArray, distance: f
     """Return the lower bound that a certificate asserts of its class's probability, None if it asserts nothing.
 
     The largest of what the law of the noise, bounds of gradients and antithetic pairs give at this very perturbation
-    and, inside the radius of a certificate that bounds one class only, one half. For deterministic splitting noise it
-    is a number of votes: each grid step takes at most one.
+    and, inside the radius of a certificate that bounds one class only, one half. For enumerated laws it is a number of
+    votes: each grid step of splitting takes at most one, each position that a patch touches one as well.
 
     Args:
         record: the certificate.
@@ -43,6 +45,9 @@ def asserted(record: Certification, noise: Noise, delta: FloatArray, distance: f
     if isinstance(noise, DeterministicSplittingNoise):
         steps = round(noise.q * float(np.abs(delta).sum()))
         return float(max(record.counts[claimed(record)] - steps - _doubtful(record), 0))
+    if isinstance(noise, (BandNoise, BlockNoise)):
+        touched = touched_positions(noise, delta)
+        return float(max(record.counts[claimed(record)] - touched - _doubtful(record), 0))
     lower: list[float | None] = []
     bounds = own_bounds(record)
     if record.top == claimed(record):

@@ -14,11 +14,13 @@ from lightning_rs.attacks.base import Attack
 from lightning_rs.attacks.directions import uphill_of_evidence
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.gradient import PGD
+from lightning_rs.attacks.pixels import PatchSearch, PixelBracket, PixelGeometry, PixelSearch
 from lightning_rs.attacks.search import Search, Victim
 from lightning_rs.attacks.splitting import SplittingMoves
 from lightning_rs.certificates.subspace import FirstOrderSubspaceL2
 from lightning_rs.checks import FloatArray, check_alpha, check_at_least, check_positive
 from lightning_rs.engine.streams import fresh_seed
+from lightning_rs.noise.ablation import AblationNoise, BandNoise, BlockNoise
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.splitting import DeterministicSplittingNoise
 from lightning_rs.records import ABSTAIN, Certification
@@ -37,11 +39,12 @@ class Attacker:
     well.
 
     Args:
-        attacks: tried one after another at each radius; None: exact moves for deterministic splitting noise, projected
-            gradient ascent otherwise.
+        attacks: tried one after another at each radius; None: exact moves for deterministic splitting noise, patches
+            for bands and blocks, exchanges of pixels for ablation, projected gradient ascent otherwise.
         copies: noisy copies m of the soft vote that the attacks see.
         rounds: radii tried after the first success, an image.
-        max_radius: largest radius tried; None: 8 sigma for l2, 40 sigma for l1, 16 sigma / sqrt(d) for l-infinity.
+        max_radius: largest radius tried; None: 8 sigma for l2, 40 sigma for l1, 16 sigma / sqrt(d) for l-infinity, the
+            shorter side of the image for patches, half of its pixels for l0.
         screen: votes of a screening.
         n: votes of each confirmation and of each test.
         beta: failure probability of all confirmations and tests of one image.
@@ -109,12 +112,18 @@ class Attacker:
         """Return the attacks for a noise."""
         if self.attacks is not None:
             return self.attacks
+        if isinstance(noise, (BandNoise, BlockNoise)):
+            return [PatchSearch()]
+        if isinstance(noise, AblationNoise):
+            return [PixelSearch()]
         return [SplittingMoves()] if isinstance(noise, DeterministicSplittingNoise) else [PGD()]
 
     def reach(self, noise: Noise, geometry: Geometry, dim: int) -> float:
         """Return the largest radius that is searched."""
         if self.max_radius is not None:
             return self.max_radius
+        if isinstance(geometry, PixelGeometry):
+            return geometry.reach
         return _REACH[geometry.norm] * noise.sigma / (dim**0.5 if geometry.norm == "linf" else 1.0)
 
     def victim(self, session: Session, network: torch.nn.Module, geometry: Geometry) -> Victim:
@@ -169,7 +178,9 @@ class Attacker:
                 for own, test in zip(tests, made, strict=True):
                     own.append(test)
         reach = self.reach(session.noise, geometry, dim)
-        search = Search(attacks, self.rounds, reach, self.screen, self.n, self.beta / parts)
+        counted = isinstance(geometry, PixelGeometry)
+        bracketing = PixelBracket if counted else Search
+        search = bracketing(attacks, self.rounds, reach, self.screen, self.n, self.beta / parts)
         bracket = search.run(victim, x, classes, radii, self.seed, uphill) if self.bracket else None
         results = []
         for row, record in enumerate(records):
@@ -197,7 +208,7 @@ class Attacker:
                         norm=record.norm,
                         ball=record.ball,
                         alpha=record.alpha,
-                        attacked=float(distance * (1 + SLACK)) if np.isfinite(distance) else None,
+                        attacked=float(distance * (1 + SLACK * (not counted))) if np.isfinite(distance) else None,
                         inside=inside,
                         searched=0.0 if bracket is None else float(bracket.searched[row]),
                         confirmation=confirmation,
@@ -218,9 +229,11 @@ class Attacker:
         session, geometry = victim.session, victim.geometry
         flat = x.flatten(1)
         reach = self.reach(session.noise, geometry, flat.shape[1])
-        exact = session.noise.outcomes is not None
+        counted = isinstance(geometry, PixelGeometry)
+        exact = session.noise.outcomes is not None or counted
         within_ball = radii if exact else radii * (1 - 1e-3)
-        eps = torch.from_numpy(np.where(radii > 0, within_ball, 0.05 * reach)).to(x.device)
+        outside = max(1.0, 0.05 * reach) if counted else 0.05 * reach
+        eps = torch.from_numpy(np.where(radii > 0, within_ball, outside)).to(x.device)
         if exact:
             eps = eps + 1e-9  # the ball is closed
         generator = torch.Generator(device=x.device).manual_seed(fresh_seed() % 2**31)

@@ -14,6 +14,7 @@ from lightning_rs.checks import check_choice
 from lightning_rs.noise.base import Domain
 from lightning_rs.numerics.projections import project_l1
 from lightning_rs.numerics.regions import region_mask
+from lightning_rs.records.units import counts_pixels
 
 NORMS = ("l1", "l2", "linf")
 # How much shorter a perturbation is made when rounding to the grid would leave the ball.
@@ -66,8 +67,12 @@ class Geometry:
             ValueError: for a norm that has no attack, or a subspace without its vectors or on a grid.
         """
         base, _, region = norm.partition(":")
+        if counts_pixels(norm):
+            from lightning_rs.attacks.pixels import PixelGeometry  # here, because it builds on this module
+
+            return PixelGeometry(norm, domain, grid, shape=tuple(shape))
         if base not in NORMS:
-            raise ValueError(f"norm {norm!r} has no attack: {', '.join(NORMS)} do, and regions of them")
+            raise ValueError(f"norm {norm!r} has no attack: {', '.join(NORMS)}, patch and l0 do, and regions of them")
         if not region:
             return cls(base, domain, grid)
         if not region.startswith("subspace-"):

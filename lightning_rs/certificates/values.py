@@ -12,11 +12,13 @@ from lightning_rs.certificates.dipole import dipole_lower_bound
 from lightning_rs.certificates.first_order import first_order_lower_bound
 from lightning_rs.certificates.second_order import second_order_lower_bound
 from lightning_rs.checks import FloatArray, check_nonnegative, check_probability
+from lightning_rs.noise.ablation import AblationNoise
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
 from lightning_rs.noise.splitting import SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
+from lightning_rs.numerics.kept_pixels import ablation_discrepancy
 
 #: More than the relative errors of ``ndtri``, ``ndtr`` and the subtraction between them, for a score of order 1.
 _SLACK = 2.0**-48
@@ -56,7 +58,8 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
 
     Gaussian: :func:`gaussian_value_lower`. Uniform and splitting noise with independent coordinates: p falls by at most
     the total variation ``1 - prod_i (1 - |delta_i| / (2 lam))_+``. Laplace: the density ratio is at most
-    ``exp(||delta||_1 / b)``. Every law: at x itself nothing is lost.
+    ``exp(||delta||_1 / b)``. Ablation: p falls by at most the probability that a changed pixel is kept. Every law: at x
+    itself nothing is lost.
 
     Args:
         noise: the law.
@@ -72,6 +75,10 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
         with np.errstate(divide="ignore"):
             variation = -np.expm1(np.log1p(-np.minimum(size / (2 * noise.lam), 1.0)).sum())
         return float(max(1.0 - q_upper - variation - 1e-12, 0.0))
+    if isinstance(noise, AblationNoise):
+        changed = int((size.reshape(noise.shape) > 0).any(axis=0).sum())
+        lost = float(ablation_discrepancy(changed, noise.k, noise.pixels))
+        return max(1.0 - q_upper - lost - 1e-12, 0.0)
     if isinstance(noise, LaplaceNoise):
         ratio = np.exp(size.sum() / noise.scale)
         return float(max(max(1.0 - ratio * q_upper, (1.0 - q_upper) / ratio) - 1e-12, 0.0))

@@ -77,7 +77,7 @@ _OPTIONS = {
   RECORDS                     the record file whose images are attacked
   --attacker CLASS            lightning_rs.attacks.Attacker, or your own
   --attacker.n N              votes of each confirmation
-  --attacker.attacks LIST     classes: PGD, DDN, VoteSearch, SplittingMoves, External (foolbox, torchattacks)
+  --attacker.attacks LIST     classes: PGD, DDN, VoteSearch, SplittingMoves, PatchSearch, PixelSearch, External
   --out FILE                  the file of attack records; running the same again does what is missing
   --shard I/M                 the I-th of M independent jobs
 """,

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning_rs.records.certification import from_line, to_line
 from lightning_rs.records.rounding import complement, round_down, round_up
+from lightning_rs.records.units import change, counts_pixels
 
 # Distances are computed in float64 from the numbers that were fed; what is left of rounding is far below this share.
 SLACK = 1e-6
@@ -156,7 +157,10 @@ class AttackRecord:
         less = "<" if self.ball == "open" else "<="
         if self.stated:
             sure = f"with probability >= {complement(self.alpha)}" if self.alpha else "exactly"
-            certified = f"{sure} class {self.prediction} holds for {self.norm} norm {less} {round_down(self.radius, 4)}"
+            ball = f"{self.norm} norm {less} {round_down(self.radius, 4)}"
+            if counts_pixels(self.norm):
+                ball = f"every {change(self.norm, less, f'{self.radius:g}')}"
+            certified = f"{sure} class {self.prediction} holds for {ball}"
         else:
             certified = f"class {self.prediction} is not certified"
         found = "no attack succeeded" if self.attacked is None else f"broken at {round_up(self.attacked, 4)}"
