@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.driving import Forks
 
 SHARED = Path(os.environ.get("LIGHTNING_RS_SHARED", Path(__file__).parents[2] / "shared"))
 # Tests that take many seconds because they start processes: begun first, so that at the end no worker waits for one.
@@ -37,3 +42,12 @@ def shared() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip(f"needs the shared data at {SHARED}")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[Forks]:
+    """What runs commands in processes of their own that need not import torch again."""
+    from tests.driving import Forks
+
+    with Forks() as forks:
+        yield forks

@@ -6,16 +6,21 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
+from typing import Self
 
 from lightning_rs.cli import main
+from lightning_rs.cli.program import STAGES
 from lightning_rs.records import read_records
 from tests.processes import Act, pipe, script
 
@@ -31,6 +36,7 @@ PLAIN = (
 # Equal bodies are promised for equal runtimes, and the thread count is part of it.
 ONE_THREAD = ("--certifier.init_args.runtime.init_args.threads=1",)
 SIGMA = 0.3
+END = 600  # seconds until a process that does not end is a failure
 
 
 def run(*words: object) -> int:
@@ -68,12 +74,69 @@ def start(
         devices: number of processes.
         acts: what a process, by its rank, does to itself at an event of its own run.
     """
+    program = _prepared(folder) / "commands.py"
+    program.write_text(script(folder, _words(commands, devices), acts or {}))
+    return spawn(folder, str(program))
+
+
+class Forks:
+    """A process that has imported torch and Lightning once, and forks those that run commands.
+
+    As :func:`start`, but whoever starts the processes of one run is not Lightning: their ranks are in the environment.
+    """
+
+    def __init__(self) -> None:
+        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.processes import fork_on_request as f; f()"
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"},
+            start_new_session=True,
+        )
+
+    def run(
+        self,
+        folder: Path,
+        *commands: Sequence[object],
+        devices: int = 1,
+        acts: Mapping[int, Act] | None = None,
+        cwd: Path = ROOT,
+    ) -> list[int]:
+        """Run commands one after another in the same processes, and return how each process, by rank, ended.
+
+        The arguments are those of :func:`start`, and the working directory. A status below zero is a signal.
+        """
+        told = {str(rank): asdict(act) for rank, act in (acts or {}).items()}
+        words = _words(commands, devices)
+        asked = {"folder": str(_prepared(folder)), "commands": words, "acts": told, "devices": devices}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps({**asked, "cwd": str(cwd), "port": str(_port())}), file=self.process.stdin, flush=True)
+        ended, _, _ = select.select([self.process.stdout], [], [], END)
+        assert ended, f"not ended after {END} s: {said(folder)}"
+        return json.loads(self.process.stdout.readline())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End the process and all that it forked."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+def _prepared(folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     os.mkfifo(pipe(folder))
-    program = folder / "commands.py"
-    words = [[*map(str, command), *_processes(devices)] for command in commands]
-    program.write_text(script(folder, words, acts or {}))
-    return spawn(folder, str(program))
+    return folder
+
+
+def _words(commands: Sequence[Sequence[object]], devices: int) -> list[list[str]]:
+    return [[*map(str, words), *(_processes(devices) if words[0] in STAGES else ())] for words in commands]
 
 
 def spawn(folder: Path, *words: str) -> subprocess.Popen[bytes]:
@@ -100,12 +163,12 @@ def _port() -> int:
 
 
 def said(folder: Path) -> str:
-    """Return what the processes of :func:`start` said: one after the other, not as it came."""
+    """Return what the processes of one run said: one after the other, not as it came."""
     return "".join(file.read_text() for file in sorted(folder.glob("said.*.txt")))
 
 
 def statuses(folder: Path, rank: int = 0) -> list[int]:
-    """Return how the commands of :func:`start` ended in one of the processes."""
+    """Return how the commands of one run ended in one of its processes."""
     return json.loads((folder / f"ended.rank{rank}.json").read_text())
 
 

@@ -1,7 +1,10 @@
-"""What a process that :func:`tests.driving.start` started does: it runs commands, and what is asked when it is asked.
+"""What a process that :mod:`tests.driving` started does: it runs commands, and what is asked when it is asked.
 
 Each process writes to a file of its own, so that lines never interleave, and signals come at a named event of the
 run itself (a record is on disk, a micro-batch is drawn), so that no test depends on how fast a machine is.
+
+Importing torch and Lightning takes longer than what most tests do. :func:`fork_on_request` is a process that has
+imported them and forks the others: those run a command from its beginning to their own end.
 """
 
 from __future__ import annotations
@@ -58,6 +61,40 @@ def serve(folder: str, commands: Sequence[Sequence[str]], acts: Mapping[str, Map
     statuses = [main(list(words)) for words in commands]
     (Path(folder) / f"ended.rank{rank}.json").write_text(json.dumps(statuses))
     sys.exit(statuses[-1])
+
+
+def fork_on_request() -> None:
+    """Read one run a line, let one process for each of its ranks do it, and answer with how each of them ended."""
+    from lightning_rs.cli import lightning  # noqa: F401
+
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        run = json.loads(line)
+        ranks = {}
+        for rank in range(run["devices"]):
+            child = os.fork()
+            if not child:
+                answers.close()
+                os.chdir(run["cwd"])
+                sys.path.insert(0, run["folder"])
+                if run["devices"] > 1:  # as torchrun has it: nobody needs to start the others
+                    os.environ |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_PORT": run["port"]}
+                serve(run["folder"], run["commands"], run["acts"])
+            ranks[child] = rank
+        answers.write(json.dumps(_ends(ranks)) + "\n")
+        answers.flush()
+
+
+def _ends(ranks: dict[int, int]) -> list[int]:
+    """Wait for all; one that a signal ends takes the others with it, as whoever starts them sees to."""
+    ends: dict[int, int] = {}
+    while len(ends) < len(ranks):
+        child, status = os.wait()
+        ends[child] = os.waitstatus_to_exitcode(status)
+        if ends[child] < 0:
+            for other in ranks.keys() - ends:
+                os.kill(other, signal.SIGKILL)
+    return [ends[child] for child in ranks]
 
 
 def pipe(folder: Path) -> Path:

@@ -20,7 +20,20 @@ import pytest
 
 from lightning_rs.cli import main
 from lightning_rs.records import body_lines
-from tests.driving import PLAIN, certify, certify_words, indices, run, said, spawn, start, statuses, trained
+from tests.driving import (
+    END,
+    PLAIN,
+    Forks,
+    certify,
+    certify_words,
+    indices,
+    run,
+    said,
+    spawn,
+    start,
+    statuses,
+    trained,
+)
 from tests.processes import Act
 
 # Somebody may commit while the processes run.
@@ -28,7 +41,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:.* is resumed although git")
 
 # So many samples that images are not certified in groups: between two records the network is sampled.
 LONG = {"n": 40_000, "max": 13}
-END = 600  # seconds until a process that does not end is a failure
 BROKEN = """
 from lightning_rs.data import Digits
 from lightning_rs.data.sources import ArraySource
@@ -59,9 +71,7 @@ def begin() -> Iterator[Callable[..., Begun]]:
         process.wait()
 
 
-def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(
-    tmp_path: Path, begin: Callable[..., Begun]
-) -> None:
+def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(tmp_path: Path, forks: Forks) -> None:
     assert certify(tmp_path / "whole.jsonl", **LONG) == 0
     out = tmp_path / "r.jsonl"
     # A request to terminate is heeded once the image at work is recorded; Ctrl-C and kill are not that patient.
@@ -71,8 +81,7 @@ def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(
         (Act("SIGINT", after=2), 1, 8),
     ):
         folder = tmp_path / f"{act.do}-{recorded}"
-        process = begin(folder, certify_words(out, **LONG), acts={0: act})
-        assert process.wait(END) == status, said(folder)
+        assert forks.run(folder, certify_words(out, **LONG), acts={0: act}) == [status], said(folder)
         assert _lines(out) == 1 + recorded, said(folder)
         if act.do != "SIGKILL":
             going_on = f"{recorded} images are recorded in {out}: the same certification goes on from there"
@@ -82,7 +91,7 @@ def test_killed_terminated_and_interrupted_the_records_are_those_of_one_run(
     assert body_lines(out) == body_lines(tmp_path / "whole.jsonl")
 
 
-def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Callable[..., Begun]) -> None:
+def test_two_processes_share_the_work_of_one(tmp_path: Path, forks: Forks) -> None:
     one, two, rest, other = (tmp_path / f"{name}.jsonl" for name in ("one", "two", "rest", "other"))
     assert certify(one) == 0
     rest.write_text("".join(one.read_text().splitlines(keepends=True)[:-1]))  # one image for two processes
@@ -108,9 +117,9 @@ def test_two_processes_share_the_work_of_one(tmp_path: Path, begin: Callable[...
         ["predict", *words],
         ["certify", *words, "--data=broken.Broken", f"--records={tmp_path / 'broken.jsonl'}"],
     )
-    status = begin(folder, *commands, devices=2).wait(END)
+    ends = forks.run(folder, *commands, devices=2)
     text = said(folder)
-    assert status == 2, text  # that of the last command
+    assert ends == [2, 2], text  # that of the last command
     assert [statuses(folder, rank) for rank in range(2)] == [[0, 0, 2, 0, 0, 2]] * 2
     # Every image once, and the bodies of the single process.
     assert indices(two) == list(range(13))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +21,7 @@ from lightning_rs.certificates.natural import natural_certificate, usual_for
 from lightning_rs.class_paths import class_named, to_dict
 from lightning_rs.noise import Noise, noise_from_dict, noise_to_dict
 from lightning_rs.records import read_records
-from tests.driving import ONE_THREAD, PLAIN, run
+from tests.driving import ONE_THREAD, Forks, run, said
 from tests.helpers import HalfSpace
 from tests.own_parts import MODULE, write
 
@@ -159,29 +157,15 @@ CERTIFY = (
 )  # fmt: skip
 
 
-def test_own_parts_from_training_to_the_report(own: Any, capfd: pytest.CaptureFixture[str]) -> None:
+def test_own_parts_from_training_to_the_report(own: Any, tmp_path: Path, forks: Forks) -> None:
     """Training in this process; certifying and reporting in another one, which has not seen the module yet."""
     noise = ("--model.init_args.noise=ownparts.MyNoise", "--model.init_args.noise.init_args.width=0.4")
     assert run(*FIT, *noise, "--certifier=null") == 0
     path = str(next(Path("runs").rglob("*.ckpt")))
-    words = [
-        "certify",
-        f"--ckpt_path={path}",
-        *CERTIFY,
-        "--records=x.jsonl",
-        "--data.init_args.max=3",
-        *PLAIN,
-        *ONE_THREAD,
-    ]
-    script = (
-        "from lightning_rs.cli import main\n"
-        f"assert main({words!r}) == 0\n"
-        "print('status', main(['report', 'x.jsonl', '--alpha', '0.01']))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "status 0" in done.stdout
-    assert "MyCertificate, alpha = 0.01, n = 100" in done.stdout
+    folder = tmp_path / "processes"
+    words = ["certify", f"--ckpt_path={path}", *CERTIFY, "--records=x.jsonl", "--data.init_args.max=3", *ONE_THREAD]
+    assert forks.run(folder, words, ["report", "x.jsonl", "--alpha", "0.01"], cwd=tmp_path) == [0], said(folder)
+    assert "MyCertificate, alpha = 0.01, n = 100" in said(folder)
     header, records = read_records(Path("x.jsonl"))
     assert header.binding["noise"] == {"class": "ownparts.MyNoise", "width": 0.4}
     assert header.informative["objective"] == {"class": "ownparts.MyObjective"}
