@@ -316,8 +316,8 @@ class Trainer(pl.Trainer):
                 if self.is_global_zero:
                     os.replace(part, filepath)
         except OSError as error:
-            if error.filename == str(part):
-                error.filename = str(filepath)
+            if str(part) in (error.filename, error.filename2):
+                error.filename, error.filename2 = str(filepath), None
             raise
         finally:
             if self.is_global_zero:

@@ -45,6 +45,27 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, monkeypa
     assert [file.name for file in tmp_path.glob(".*")] == []
 
 
+def test_ctrl_c_while_modules_are_imported_is_one_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before: a traceback out of the middle of numpy."""
+    import builtins
+
+    from lightning_rs.__main__ import run as program
+
+    load = builtins.__import__
+
+    def interrupted(name: str, *args: Any) -> Any:
+        if name == "lightning_rs.cli":
+            raise KeyboardInterrupt
+        return load(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert program() == 1
+    monkeypatch.undo()
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def asked_to_terminate(monkeypatch: pytest.MonkeyPatch) -> None:
     """As after SIGTERM, which Lightning only notes."""
     monkeypatch.setattr(pl.Trainer, "received_sigterm", property(lambda self: True))

@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -330,6 +331,19 @@ class BaseClassifier(pl.LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Lightning hook: note the seed."""
         self._seed = torch.initial_seed()
+
+    def on_train_start(self) -> None:
+        """Lightning hook: say where a schedule of torch's would raise the rate again."""
+        length = self.trainer.max_epochs or 0
+        for config in self.trainer.lr_scheduler_configs:
+            schedule = config.scheduler
+            if not isinstance(schedule, CosineAnnealingLR) or config.interval != "epoch" or schedule.T_max >= length:
+                continue
+            warnings.warn(  # also where the configuration names another one: the checkpoint's is at work
+                f"CosineAnnealingLR ends after T_max = {schedule.T_max:g} epochs, then its rate rises again until "
+                f"epoch {length}: scheduler 'cosine' falls to the end of a training that is made longer, too",
+                stacklevel=2,
+            )
 
     def on_train_epoch_start(self) -> None:
         """Lightning hook: start torch's default generator anew, by seed, rank and epoch.

@@ -179,6 +179,22 @@ def test_a_longer_training_goes_on_from_a_lower_rate(tmp_path: Path) -> None:
     assert set(rates) == {0.0}
 
 
+@pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
+def test_a_schedule_of_torch_that_would_rise_again_says_so(tmp_path: Path) -> None:
+    """A checkpoint brings its own T_max, whatever the longer training is told."""
+
+    def scheduled(t_max: int) -> NoiseAugmentation:
+        annealing = torch.optim.lr_scheduler.CosineAnnealingLR
+        return classifier("mlp", scheduler=lambda optimizer: annealing(optimizer, T_max=t_max))
+
+    short = trainer(tmp_path, max_epochs=1, limit_train_batches=1)
+    short.fit(scheduled(1), datamodule=Digits())
+    short.save_checkpoint(tmp_path / "short.ckpt")
+    longer = trainer(tmp_path, max_epochs=3, limit_train_batches=1)
+    with pytest.warns(UserWarning, match="ends after T_max = 1 epochs, then its rate rises again until epoch 3"):
+        longer.fit(scheduled(3), datamodule=Digits(), ckpt_path=tmp_path / "short.ckpt")
+
+
 def test_cosine_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'cosine' needs an end of training: set max_epochs or max_steps"):
         fit(tmp_path, max_epochs=-1, max_time={"seconds": 1})
