@@ -128,7 +128,7 @@ def test_distances_count_sides_and_pixels() -> None:
         too_far = geometry.limited(1 - many, many, eps)
         assert torch.equal(too_far, many), "what changes too much is no point of the set"
     assert (patch.reach, pixels.reach) == (5, 15)
-    with pytest.raises(ValueError, match=r"norm 'patch' needs images \(C, H, W\) in a box"):
+    with pytest.raises(ValueError, match=r"shape must be \(C, H, W\) in a box for norm 'patch'"):
         PixelGeometry("patch", None, shape=(1, 2, 2))
 
 
