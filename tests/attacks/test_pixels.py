@@ -183,7 +183,7 @@ def test_fit_certify_predict_and_attack_on_the_command_line(
     args = ["--model.noise", noise, "--model.network", "null_coded", "--model.network_args", '{"base": "digits_cnn"}']
     fit = ["--trainer.max_epochs", "1", "--certifier", "null", "--trainer.limit_val_batches", "1"]
     assert main(["fit", *args, *run, *fit]) == 0
-    own = ["--ckpt_path", "runs/checkpoints/final.ckpt", *run]
+    own = ["--ckpt_path", str(next(tmp_path.rglob("*.ckpt"))), *run]
     assert (
         main(["certify", *own, "--data.max", "3", "--records", "r.jsonl", "--certifier.n", n, "--certifier.n0", "20"])
         == 0
