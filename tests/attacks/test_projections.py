@@ -215,8 +215,8 @@ def test_a_subspace_is_kept() -> None:
 
 
 def test_norms_without_an_attack_are_named() -> None:
-    with pytest.raises(ValueError, match="norm 'l0' has no attack"):
-        Geometry.of_certificate("l0", (1, 8, 8), None, None)
+    with pytest.raises(ValueError, match="norm 'l3' has no attack"):
+        Geometry.of_certificate("l3", (1, 8, 8), None, None)
     with pytest.raises(
         ValueError, match=r"'l2:subspace-0123abcd' needs the vectors of its subspace: .*Attacker\.basis"
     ):
