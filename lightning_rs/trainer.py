@@ -17,6 +17,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch.utils.data import DataLoader
 
 from lightning_rs.attacks import Attacker, AttackRecord
+from lightning_rs.callbacks.bar import in_place_of
 from lightning_rs.callbacks.fit_log import FitLog
 from lightning_rs.callbacks.pace import TrainingPace
 from lightning_rs.certifier import Certifier
@@ -247,6 +248,7 @@ class Trainer(pl.Trainer):
         if not isinstance(model, BaseClassifier):
             super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only)
             return
+        self.callbacks[:] = [in_place_of(each) for each in self.callbacks]  # type: ignore[attr-defined]
         paced = any(isinstance(each, TrainingPace) for each in self.callbacks)  # type: ignore[attr-defined]
         added: list[pl.Callback] = [FitLog(), *([] if paced else [TrainingPace()])]
         self.callbacks[:0] = added  # type: ignore[attr-defined]  # before those that log when the training starts
