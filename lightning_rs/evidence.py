@@ -300,7 +300,7 @@ class GradientSums(Evidence):
     Divided by the half's size and by sigma they estimate the scaled gradient sigma * grad p.
 
     On a lattice E[w | W] stands for w: W is the whole number that was drawn, f a function of it. That changes neither
-    the mean, E[E[w | W] f] = E[w f], nor any bound that rests on exponential moments: z' = E[w | W] (f - 1/2) / sigma is
+    the mean, E[E[w | W] f] = E[w f], nor any bound that rests on exponential moments: z' = (f - 1/2) E[w | W] / sigma is
     the conditional mean of z = w (f - 1/2) / sigma, so by Jensen's inequality E exp(l u.(z' - beta)) is at most
     E exp(l u.(z - beta)) for every u and l. All bounds on gradients rest on these (each is Chernoff's, for sums of
     independent u.z, given the other half where that is u). The same holds for antithetic pairs, because rounding is
