@@ -300,8 +300,8 @@ class GradientSums(Evidence):
     Divided by the half's size and by sigma they estimate the scaled gradient sigma * grad p.
 
     On a lattice E[w | W] stands for w: W is the whole number that was drawn, f a function of it. That changes neither
-    the mean, E[E[w | W] f] = E[w f], nor any bound that rests on exponential moments: z' = (f - 1/2) E[w | W] / sigma is
-    the conditional mean of z = w (f - 1/2) / sigma, so by Jensen's inequality E exp(l u.(z' - beta)) is at most
+    the mean, E[E[w | W] f] = E[w f], nor any bound that rests on exponential moments: z' = (f - 1/2) E[w | W] / sigma
+    is the conditional mean of z = w (f - 1/2) / sigma, so by Jensen's inequality E exp(l u.(z' - beta)) is at most
     E exp(l u.(z - beta)) for every u and l. All bounds on gradients rest on these (each is Chernoff's, for sums of
     independent u.z, given the other half where that is u). The same holds for antithetic pairs, because rounding is
     symmetric: w (f(x + w) - f(x - w)) / 2 has the conditional mean E[w | W] (f+ - f-) / 2.
