@@ -43,4 +43,4 @@ def in_place_of(callback: pl.Callback) -> pl.Callback:
     """Return our bar for Lightning's own with its usual looks, and anything else as it is."""
     if type(callback) is not RichProgressBar or callback.theme != RichProgressBarTheme():
         return callback
-    return MetricsBar(callback.refresh_rate, callback._leave, callback._console_kwargs)
+    return MetricsBar(int(callback.refresh_rate), callback._leave, callback._console_kwargs)
