@@ -18,15 +18,23 @@ from tests.driving import ONE_THREAD, PLAIN
 TABLES = ("tests/test_noise_contract.py", "tests/test_certificate_contract.py",
           "tests/classifiers/test_objective_contract.py", "tests/test_functional.py")  # fmt: skip
 OURS = "Logistic or logistic or Focal or missing_from_the_table or without_knowing_where or unique or fixed_names"
-# One process trains, one certifies and reports: each finds the new parts by their names alone.
+# One process does all, because importing torch takes its time; the parts are found by their names alone.
 RUN = """
+import os, sys
 from pathlib import Path
 from lightning_rs.cli import main
 assert main({fit!r}) == 0
 path = str(next(Path("runs").rglob("*.ckpt")))
 assert main(["certify", "--ckpt_path", path, *{certify!r}]) == 0
 assert main(["report", "x.jsonl", "--out", "report"]) == 0
+import pytest
+os.chdir({tree!r})
+print({line!r}, flush=True)
+sys.exit(pytest.main({tables!r}))
 """
+LINE = "The contract tables:"
+# Modules that training has imported are not rewritten.
+QUIET = ("-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning")
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +50,19 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-def python(tree: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def worked(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Train, certify and report with the new parts in a folder, then run the contract tables."""
+    folder = tmp_path_factory.mktemp("worked")
+    fit = ["fit", "--model=Focal", "--model.init_args.network=mlp", "--model.init_args.noise=LogisticNoise",
+           "--model.init_args.noise.init_args.scale=0.05", "--trainer.max_epochs=1", "--data.init_args.max=3",
+           "--trainer.default_root_dir=runs", "--certifier=null"]  # fmt: skip
+    certify = ["--certifier.init_args.n=200", "--certifier.init_args.n0=20", "--records=x.jsonl",
+               "--data.init_args.max=3", *PLAIN, *ONE_THREAD]  # fmt: skip
+    code = RUN.format(fit=fit, certify=certify, tree=str(tree), line=LINE, tables=[*QUIET, "-k", OURS, *TABLES])
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run([sys.executable, *words], cwd=cwd or tree, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    return folder, done
 
 
 @pytest.mark.parametrize("part", house.PARTS)
@@ -65,26 +83,24 @@ def test_goals() -> None:
     }
 
 
-def test_the_contract_tables_take_what_was_added(tree: Path) -> None:
-    found = python(tree, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", OURS, *TABLES)
-    assert found.returncode == 0, found.stdout
-    for name in ("LogisticNoise", "LogisticL1", "Focal"):
-        assert name not in found.stdout  # neither failed nor skipped
-    passed = re.search(r"(\d+) passed", found.stdout)
-    assert passed is not None
-    assert int(passed[1]) > 50
-
-
-def test_what_was_added_trains_certifies_and_reports(tree: Path, tmp_path: Path) -> None:
-    fit = ["fit", "--model=Focal", "--model.init_args.network=mlp", "--model.init_args.noise=LogisticNoise",
-           "--model.init_args.noise.init_args.scale=0.05", "--trainer.max_epochs=1", "--data.init_args.max=3",
-           "--trainer.default_root_dir=runs", "--certifier=null"]  # fmt: skip
-    certify = ["--certifier.init_args.n=200", "--certifier.init_args.n0=20", "--records=x.jsonl",
-               "--data.init_args.max=3", *PLAIN, *ONE_THREAD]  # fmt: skip
-    found = python(tree, "-c", RUN.format(fit=fit, certify=certify), cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
-    records = (tmp_path / "x.jsonl").read_text()
+def test_what_was_added_trains_certifies_and_reports(
+    worked: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = worked
+    assert LINE in done.stdout, done.stderr
+    records = (folder / "x.jsonl").read_text()
     assert '"certificate":"LogisticL1"' in records.replace(" ", "")
-    (row,) = csv.DictReader((tmp_path / "report" / "report.csv").read_text().splitlines())
+    (row,) = csv.DictReader((folder / "report" / "report.csv").read_text().splitlines())
     assert row["n_images"] == "3"
     assert float(row["acr"]) > 0
+
+
+def test_the_contract_tables_take_what_was_added(worked: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, done = worked
+    said = done.stdout.partition(LINE)[2]
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("LogisticNoise", "LogisticL1", "Focal"):
+        assert name not in said  # neither failed nor skipped
+    passed = re.search(r"(\d+) passed", said)
+    assert passed is not None
+    assert int(passed[1]) > 50
