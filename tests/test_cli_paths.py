@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import os
 import shutil
 import stat
@@ -10,14 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_rs.checks import folder_for, kind_of
 from lightning_rs.cli import main
 from lightning_rs.cli.words import read_config
+from lightning_rs.networks.files import read_file
+from lightning_rs.networks.weights import read_own_checkpoint
 from lightning_rs.records import RecordFile, export_tsv
 from lightning_rs.records.attack_files import AttackFile
 from lightning_rs.records.header import Header
 from lightning_rs.records.writing import write_complete
+from lightning_rs.trainer import check_checkpoint
 from tests.fakes import certification, header
 
 
@@ -108,6 +113,22 @@ def test_files_may_stand_behind_options(capsys: pytest.CaptureFixture[str]) -> N
     Path("other.jsonl").write_text(Path("r.jsonl").read_text())
     assert main(["report", "r.jsonl", "--paired", "other.jsonl"]) == 0
     assert "other" in capsys.readouterr().out
+
+
+def test_a_file_that_may_not_be_read_or_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before: "is damaged or no checkpoint" of one that may not be read; the name of a temporary file."""
+    Path("x.ckpt").write_text("anything")
+
+    def refuse(path: Any, *args: Any, **kwargs: Any) -> Any:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(torch, "load", refuse)
+    for read in (check_checkpoint, read_file, read_own_checkpoint):
+        with pytest.raises(PermissionError, match=r"Permission denied: 'x\.ckpt'"):
+            read("x.ckpt")
+    monkeypatch.setattr(builtins, "open", refuse)
+    with pytest.raises(PermissionError, match=r"Permission denied: 'new\.jsonl'"):
+        write_complete("new.jsonl", ["a"])
 
 
 def test_no_half_of_a_file_is_left(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import fcntl
 import os
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -219,9 +220,12 @@ def write_complete(out: str | Path, lines: Iterable[str]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, out)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        error.filename, error.filename2 = str(out), None
         raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
     _sync_folder(out.parent)
 
 
