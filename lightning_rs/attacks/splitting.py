@@ -19,6 +19,11 @@ from lightning_rs.noise.splitting import DeterministicSplittingNoise, splitting_
 from lightning_rs.session import Session
 from lightning_rs.smoothed import SmoothedClassifier
 
+# A vote is taken for kept, without its last outcomes, at so many standard deviations.
+_CLEAR = 3.0
+_BISECTIONS = 5
+_REMEMBERED = 256  # images
+
 
 class Outcomes:
     """The labels of single outcomes of an image, by the very network that certifies."""
@@ -28,6 +33,8 @@ class Outcomes:
         assert isinstance(noise, DeterministicSplittingNoise)
         self._prepared, self._noise = session.prepared, noise
         self.size, self.q = noise.size, noise.q
+        mixed = torch.randperm(noise.size, generator=torch.Generator().manual_seed(0))
+        self._mixed = mixed.to(session.prepared.device)  # any part of it is a random sample of the outcomes
 
     @torch.inference_mode()
     def labels(self, whole: Tensor, outcomes: Tensor) -> Tensor:
@@ -46,11 +53,52 @@ class Outcomes:
         return self.labels(whole, torch.arange(self.size, device=whole.device))
 
     def changed(self, one: Tensor, other: Tensor) -> Tensor:
-        """Return the outcomes in which two inputs differ."""
+        """Return for each outcome whether two inputs differ in it, (K,)."""
+        moved = (one != other).nonzero()[:, 0]
         every = torch.arange(self.size, device=one.device)
-        v = self._noise.v.to(one.device)
-        codes = [splitting_codes(whole, v, every, self.size, self.q) for whole in (one, other)]
-        return (codes[0] != codes[1]).any(1).nonzero()[:, 0]
+        v = self._noise.v.to(one.device)[moved]
+        codes = [splitting_codes(whole[moved], v, every, self.size, self.q) for whole in (one, other)]
+        return (codes[0] != codes[1]).any(1)
+
+    def losing(
+        self, whole: Tensor, own: int, classes: int, near: Tensor | None = None, known: Tensor | None = None
+    ) -> Tensor | None:
+        """Return the labels of all outcomes, (K,), if the vote leaves the class, else None.
+
+        None is given as soon as a random part of the outcomes makes it clear, a vote that is lost never without all of
+        them.
+
+        Args:
+            whole: the input in grid steps, engine's order, (d,).
+            own: the class.
+            classes: number of classes.
+            near: an input whose labels are known: only outcomes in which it differs are evaluated.
+            known: its labels.
+        """
+        labels = torch.zeros(self.size, dtype=torch.int64, device=whole.device) if known is None else known.clone()
+        differs = None if near is None else self.changed(whole, near)
+        open_ = self._mixed if differs is None else self._mixed[differs[self._mixed]]
+        settled = torch.ones(self.size, dtype=torch.bool, device=whole.device)
+        settled[open_] = False
+        for start in range(0, len(open_), self._prepared.micro_batch):
+            part = open_[start : start + self._prepared.micro_batch]
+            labels[part] = self.labels(whole, part)
+            settled[part] = True
+            if self._kept(labels, settled, open_[: start + len(part)], own, classes):
+                return None
+        return labels if lost(labels, own, classes) else None
+
+    def _kept(self, labels: Tensor, settled: Tensor, seen: Tensor, own: int, classes: int) -> bool:
+        """Return whether the class clearly leads every other one, by what is settled and what a sample of it says."""
+        left = self.size - int(settled.sum())
+        counts = torch.bincount(labels[settled], minlength=classes).double()
+        share = torch.bincount(labels[seen], minlength=classes).double() / len(seen)
+        mean = share[own] - share
+        spread = (share[own] + share - mean.square()).clamp(min=1 / len(seen)) / len(seen)
+        fewest = left * (mean - _CLEAR * spread.sqrt())
+        lead = counts[own] - counts + fewest
+        lead[own] = torch.inf
+        return bool((lead > 0).all())
 
     def single_moves(self, whole: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return pixel, direction, the one outcome that it changes and that outcome's new label, of all moves by 1."""
@@ -118,9 +166,11 @@ class SplittingMoves(Attack):
     """Few pixels, long moves: against deterministic splitting noise, in l1, with exact votes.
 
     The pixels with the largest straight-through gradient of the vote's margin are driven to 0 or 1 until the budget is
-    spent, with the gradient taken anew after each share of it; the first input whose exact vote leaves the class is
-    then shortened as long as the vote stays lost, where only the outcomes that a shorter move restores are evaluated.
-    Beside it the cheapest combination of moves by one grid step is tried, see :func:`single_step_attack`.
+    spent, with the gradient taken anew after each share of it. The first input whose exact vote leaves the class is
+    pulled back along its last share, then shortened as long as the vote stays lost, where only the outcomes that a
+    shorter move changes are evaluated. A vote that is clearly kept is recognised by some of its outcomes; one is lost
+    only by all of them. Beside it the cheapest combination of moves by one grid step is tried once an image, see
+    :func:`single_step_attack`.
 
     Args:
         steps: number of shares of the budget.
@@ -135,6 +185,7 @@ class SplittingMoves(Attack):
     def __init__(self, steps: int = 16, trials: int = 60) -> None:
         self.steps = check_steps(steps)
         self.trials = trials
+        self._few: dict[tuple[str, bytes, int], Tensor | None] = {}
 
     def _run(self, smoothed: SmoothedClassifier, aim: Aim) -> Tensor:
         if not isinstance(smoothed.noise, DeterministicSplittingNoise):
@@ -142,53 +193,69 @@ class SplittingMoves(Attack):
         session = smoothed.session(tuple(aim.images.shape[1:]))
         return torch.cat(
             [
-                self._one(smoothed, session, image[None], int(own), float(radius), aim.geometry)
+                _Moves(self, smoothed, session, image[None], int(own), aim.geometry).run(float(radius))
                 for image, own, radius in zip(aim.images, aim.classes, aim.eps, strict=True)
             ]
         )
 
-    def _one(
-        self, smoothed: SmoothedClassifier, session: Session, image: Tensor, own: int, eps: float, geometry: Geometry
-    ) -> Tensor:
-        outcomes, total = Outcomes(session), session.prepared.num_classes
-        q, order = outcomes.q, session.prepared.order
-        original = (image.flatten().double() * q).round().to(torch.int32)
-        arranged = original if order is None else original[order]
+    def few(self, outcomes: Outcomes, session: Session, whole: Tensor, own: int) -> Tensor | None:
+        """Return what :func:`single_step_attack` finds, which no radius changes, once an image."""
+        key = (session.classifier, whole.cpu().numpy().tobytes(), own)
+        if key not in self._few:
+            while len(self._few) >= _REMEMBERED:
+                del self._few[next(iter(self._few))]
+            self._few[key] = single_step_attack(outcomes, whole, own, session.prepared.num_classes)
+        return self._few[key]
 
-        def flips(whole: Tensor) -> bool:
-            return lost(outcomes.all_labels(whole if order is None else whole[order]), own, total)
 
-        budget = int(eps * q + 1e-6)
-        few = None if geometry.mask is not None else single_step_attack(outcomes, arranged, own, total)
-        if few is not None and int((few - arranged).abs().sum()) <= budget:
-            back = few if order is None else torch.empty_like(few).index_copy_(0, order, few)
-            return (back.double() / q).float().view(image.shape)
-        whole = original.clone()
-        for share in range(1, self.steps + 1):
-            spare = budget * share // self.steps - int((whole - original).abs().sum())
-            whole = self._pushed(smoothed, whole, original, own, spare, geometry, image.shape, q)
-            if flips(whole):
-                whole = self._shortened(outcomes, whole, original, own, total, order)
-                break
-        return (whole.double() / q).float().view(image.shape)
+class _Moves:
+    """The attack on one image; inputs are in grid steps and the image's own order, (d,)."""
 
-    def _pushed(
+    def __init__(
         self,
+        attack: SplittingMoves,
         smoothed: SmoothedClassifier,
-        whole: Tensor,
-        original: Tensor,
+        session: Session,
+        image: Tensor,
         own: int,
-        spare: int,
         geometry: Geometry,
-        shape: torch.Size,
-        q: int,
-    ) -> Tensor:
+    ) -> None:
+        self._attack, self._smoothed, self._session, self._geometry = attack, smoothed, session, geometry
+        self._outcomes, self._classes, self._own = Outcomes(session), session.prepared.num_classes, own
+        self._order, self._shape = session.prepared.order, image.shape
+        self._original = (image.flatten().double() * self._outcomes.q).round().to(torch.int32)
+
+    def run(self, eps: float) -> Tensor:
+        """Return the image that the attack reaches within ``eps``."""
+        budget = int(eps * self._outcomes.q + 1e-6)
+        original = self._original
+        if self._geometry.mask is None:
+            begin = self._arranged(original)
+            few = self._attack.few(self._outcomes, self._session, begin, self._own)
+            if few is not None and int((few - begin).abs().sum()) <= budget:
+                back = few if self._order is None else torch.empty_like(few).index_copy_(0, self._order, few)
+                return self._image(back)
+        whole = original
+        for share in range(1, self._attack.steps + 1):
+            spare = budget * share // self._attack.steps - int((whole - original).abs().sum())
+            uphill = self._uphill(whole)
+            further = self._pushed(whole, uphill, spare)
+            labels = self._losing(further)
+            if labels is not None:
+                return self._image(self._shortened(*self._pulled(whole, uphill, spare, further, labels), uphill))
+            whole = further
+        return self._image(whole)
+
+    def _uphill(self, whole: Tensor) -> Tensor:
+        """Return the straight-through gradient of the margin by which other classes lead, (d,)."""
+        self._smoothed.renew()
+        x, own = self._image(whole), torch.tensor([self._own], device=whole.device)
+        return self._geometry.within(Margin().gradient(self._smoothed, x, own))[0]
+
+    def _pushed(self, whole: Tensor, uphill: Tensor, spare: int) -> Tensor:
         """Drive the pixels of the largest gradient to 0 or q until ``spare`` steps are spent."""
-        smoothed.renew()
-        x = (whole.double() / q).float().view(shape)
-        uphill = geometry.within(Margin().gradient(smoothed, x, torch.tensor([own], device=x.device)))[0]
-        onward = (whole - original).sign() * uphill.sign() >= 0  # a pixel may go on, but not back
-        target = torch.where(uphill > 0, q, 0).to(whole)
+        onward = (whole - self._original).sign() * uphill.sign() >= 0  # a pixel may go on, but not back
+        target = torch.where(uphill > 0, self._outcomes.q, 0).to(whole)
         room = torch.where(onward & (uphill != 0), (target - whole).abs(), 0)
         chosen = torch.argsort(uphill.abs() * (room > 0), descending=True)
         spent = (room[chosen].cumsum(0) - room[chosen]).clamp(max=spare)
@@ -197,28 +264,41 @@ class SplittingMoves(Attack):
         moved[chosen] += length * torch.where(uphill > 0, 1, -1).to(whole)[chosen]
         return moved
 
-    def _shortened(
-        self, outcomes: Outcomes, whole: Tensor, original: Tensor, own: int, classes: int, order: Tensor | None
-    ) -> Tensor:
-        """Take back moves, many at first, then single ones, while the vote stays lost."""
+    def _pulled(
+        self, whole: Tensor, uphill: Tensor, spare: int, found: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the shortest push from ``whole`` that still loses the vote, by bisection, and its labels."""
+        kept, enough = 0, spare
+        for _ in range(_BISECTIONS):
+            middle = (kept + enough) // 2
+            if middle == kept:
+                break
+            shorter = self._pushed(whole, uphill, middle)
+            again = self._losing(shorter, found, labels)
+            if again is None:
+                kept = middle
+            else:
+                enough, found, labels = middle, shorter, again
+        return found, labels
 
-        def arranged(values: Tensor) -> Tensor:
-            return values if order is None else values[order]
+    def _shortened(self, whole: Tensor, labels: Tensor, uphill: Tensor) -> Tensor:
+        """Take back moves, many at first, then single ones, those of the smallest gradient first."""
 
-        labels = outcomes.all_labels(arranged(whole))
-        moved = (whole != original).nonzero()[:, 0]
+        def moves(at: Tensor) -> Tensor:
+            found = (at != self._original).nonzero()[:, 0]
+            return found[torch.argsort(uphill[found].abs())]
+
+        moved = moves(whole)
         size, position, trials = max(1, len(moved) // 2), 0, 0
-        while trials < self.trials and len(moved):
+        while trials < self._attack.trials and len(moved):
             part = moved[position : position + size]
             shorter = whole.clone()
-            shorter[part] = original[part]
-            again = outcomes.changed(arranged(shorter), arranged(whole))
-            tried = labels.clone()
-            tried[again] = outcomes.labels(arranged(shorter), again)
+            shorter[part] = self._original[part]
+            again = self._losing(shorter, whole, labels)
             trials += 1
-            if lost(tried, own, classes):
-                whole, labels = shorter, tried
-                moved = (whole != original).nonzero()[:, 0]
+            if again is not None:
+                whole, labels = shorter, again
+                moved = moves(whole)
             else:
                 position += size
             if position >= len(moved):
@@ -226,3 +306,13 @@ class SplittingMoves(Attack):
                     break
                 size, position = max(1, size // 2), 0
         return whole
+
+    def _losing(self, whole: Tensor, near: Tensor | None = None, known: Tensor | None = None) -> Tensor | None:
+        close = None if near is None else self._arranged(near)
+        return self._outcomes.losing(self._arranged(whole), self._own, self._classes, close, known)
+
+    def _arranged(self, whole: Tensor) -> Tensor:
+        return whole if self._order is None else whole[self._order]
+
+    def _image(self, whole: Tensor) -> Tensor:
+        return (whole.double() / self._outcomes.q).float().view(self._shape)

@@ -10,12 +10,14 @@ from scipy.special import ndtr, ndtri
 
 from lightning_rs.certificates.dipole import dipole_lower_bound
 from lightning_rs.certificates.first_order import first_order_lower_bound
+from lightning_rs.certificates.norm_power_l2 import norm_power_discrepancy
 from lightning_rs.certificates.second_order import second_order_lower_bound
 from lightning_rs.checks import FloatArray, check_nonnegative, check_probability
 from lightning_rs.noise.ablation import AblationNoise
 from lightning_rs.noise.base import Noise
 from lightning_rs.noise.gaussian import GaussianNoise
 from lightning_rs.noise.laplace import LaplaceNoise
+from lightning_rs.noise.norm_power import NormPowerNoise
 from lightning_rs.noise.splitting import SplittingNoise
 from lightning_rs.noise.uniform import UniformNoise
 from lightning_rs.numerics.kept_pixels import ablation_discrepancy
@@ -58,8 +60,9 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
 
     Gaussian: :func:`gaussian_value_lower`. Uniform and splitting noise with independent coordinates: p falls by at most
     the total variation ``1 - prod_i (1 - |delta_i| / (2 lam))_+``. Laplace: the density ratio is at most
-    ``exp(||delta||_1 / b)``. Ablation: p falls by at most the probability that a changed pixel is kept. Every law: at x
-    itself nothing is lost.
+    ``exp(||delta||_1 / b)``. Ablation: p falls by at most the probability that a changed pixel is kept. The l2 family
+    of powers of norms: ``lam p - D(lam, ||delta||_2)`` for the best multiplier (Zhang et al. 2020, Theorem 1), which
+    every multiplier bounds from below. Every law: at x itself nothing is lost.
 
     Args:
         noise: the law.
@@ -82,7 +85,21 @@ def law_value_lower(noise: Noise, q_upper: float, delta: FloatArray) -> float | 
     if isinstance(noise, LaplaceNoise):
         ratio = np.exp(size.sum() / noise.scale)
         return float(max(max(1.0 - ratio * q_upper, (1.0 - q_upper) / ratio) - 1e-12, 0.0))
+    if isinstance(noise, NormPowerNoise):
+        return _norm_power_value(noise, 1.0 - q_upper, float(np.sqrt(np.square(size).sum())) * (1 + 1e-12))
     return None
+
+
+def _norm_power_value(noise: NormPowerNoise, p: float, r: float) -> float:
+    """Return the largest ``lam p - D(lam, r)``, concave in lam, over ever finer grids around the best multiplier."""
+    best, value = 0.0, 0.0
+    for width in 32.0 / 4.0 ** np.arange(8):
+        logs = best + np.linspace(-width, width, 9)
+        lam = np.exp(logs)
+        # More than the absolute error of D, 1e-11 lam.
+        found = lam * p - norm_power_discrepancy(lam, r, noise.scale, noise.k, noise.dim) - 1e-10 * lam - 1e-12
+        best, value = float(logs[found.argmax()]), max(value, float(found.max()))
+    return value
 
 
 def evidence_value_lower(bounds: Mapping[str, float], sigma: float, delta: FloatArray) -> float | None:
