@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_rs.budgets import Budget, FixedSamples
@@ -75,7 +76,7 @@ class Certifier:
         self,
         network: nn.Module,
         noise: Noise | None,
-        images: Tensor,
+        images: Float[Tensor, "B ..."],
         labels: Sequence[int] | Tensor | None = None,
         indices: Sequence[int] | Tensor | None = None,
         device: torch.device | str | None = None,

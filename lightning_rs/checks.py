@@ -130,6 +130,11 @@ def naming(path: str | Path) -> Iterator[None]:
         raise
 
 
+def renamed(error: OSError, path: str | Path) -> OSError:
+    """Return an error of the system about a temporary file as one about the file that it was to become."""
+    return error if error.errno is None else type(error)(error.errno, error.strerror, str(path))
+
+
 def folder_for(out: str | Path, name: str = "out") -> Path:
     """Return a folder to write into, made if it is not there; raise ``NotADirectoryError`` where something else is."""
     out = Path(out)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self, final
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -57,11 +58,11 @@ class Observation:
     """
 
     segments: tuple[Segment, ...]
-    owner: Tensor
-    labels: Tensor
-    variates: Tensor | None
-    margin: Tensor | None = None
-    votes: Tensor | None = None
+    owner: Int64[Tensor, " m"]
+    labels: Int64[Tensor, " m"]
+    variates: Float[Tensor, "m d"] | None
+    margin: Float[Tensor, " m"] | None = None
+    votes: Int64[Tensor, "m C"] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ class Plan:
     classes: int
     dim: int
     n: int
-    top: Tensor
+    top: Int64[Tensor, " B"]
     device: torch.device
-    order: Tensor | None = None
+    order: Int64[Tensor, " d"] | None = None
     tolerance: float = 0.0
-    runner_up: Tensor | None = None
+    runner_up: Int64[Tensor, " B"] | None = None
 
 
 class Evidence(ABC):

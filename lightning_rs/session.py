@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from lightning_rs.budgets import Group, Outcome, Task
@@ -187,7 +188,7 @@ class Session:
 
     def certify(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B ..."],
         labels: Sequence[int] | Tensor | None = None,
         indices: Sequence[int] | Tensor | None = None,
     ) -> Iterator[Certification]:
@@ -232,7 +233,9 @@ class Session:
                 rechecks.clear()
 
     @torch.inference_mode()
-    def predict(self, images: Tensor, n: int = 1000, alpha: float = 0.001, seed: int | None = None) -> Predictions:
+    def predict(
+        self, images: Float[Tensor, "B ..."], n: int = 1000, alpha: float = 0.001, seed: int | None = None
+    ) -> Predictions:
         """Return the smoothed prediction or ABSTAIN (Cohen et al. 2019, PREDICT; Hung and Fithian 2019).
 
         The two largest of n counts are compared by a two-sided binomial test at level ``alpha``; with probability

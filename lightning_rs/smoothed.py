@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from jaxtyping import Float, Float32
 from torch import Tensor, nn
 
 from lightning_rs.certifier import Certifier
@@ -82,7 +83,7 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         self._drawn = 0  # number of the noise at work
         self._sessions: dict[tuple[str, tuple[int, ...]], Session] = {}
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
         """Return log-probabilities of the soft vote, (B, C), for images of shape (B, *shape)."""
         scores = self.copy_logits(images)
         if not self.common_noise:
@@ -90,7 +91,9 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         each = torch.log_softmax(self.temperature * scores, dim=-1)
         return torch.logsumexp(each, dim=0) - math.log(len(each))
 
-    def copy_logits(self, images: Tensor, variates: Tensor | None = None) -> Tensor:
+    def copy_logits(
+        self, images: Float[Tensor, "B ..."], variates: Float32[Tensor, "m d"] | None = None
+    ) -> Float[Tensor, "m B C"]:
         """Return the base network's logits on the noisy copies, (m, B, C); differentiable.
 
         Args:
@@ -105,7 +108,7 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         logits = self.network(noisy.view(-1, *shape))
         return logits.view(len(drawn), len(flat), -1)
 
-    def variates(self, dim: int, device: torch.device | str = "cpu") -> Tensor:
+    def variates(self, dim: int, device: torch.device | str = "cpu") -> Float32[Tensor, "m d"]:
         """Return the noise at work as the law draws it, (m, dim), float32: the same until :meth:`renew`."""
         generator = torch.Generator(device=device)
         Streams(self.seed, "soft vote", "attack").seed_(generator, 0, self._drawn, 0)
@@ -121,7 +124,9 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         """Take the next noise of the stream."""
         self._drawn += 1
 
-    def predict(self, images: Tensor, n: int = 1000, alpha: float = 0.001, seed: int | None = None) -> Predictions:
+    def predict(
+        self, images: Float[Tensor, "B ..."], n: int = 1000, alpha: float = 0.001, seed: int | None = None
+    ) -> Predictions:
         """Return the abstaining smoothed prediction; see :meth:`lightning_rs.session.Session.predict`.
 
         The noise is of fresh entropy, which an adaptive attacker cannot foresee, unless a ``seed`` is given.
@@ -133,7 +138,7 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
 
     def certify(
         self,
-        images: Tensor,
+        images: Float[Tensor, "B ..."],
         labels: Sequence[int] | Tensor | None = None,
         indices: Sequence[int] | Tensor | None = None,
     ) -> Certifications:
@@ -280,7 +285,7 @@ class SmoothedClassifier(nn.Module, PyTorchModelHubMixin, library_name="lightnin
         return f"noise={self.noise!r}, copies={self.copies}"
 
 
-def through_noise(noise: Noise, rows: Tensor, variates: Tensor) -> Tensor:
+def through_noise(noise: Noise, rows: Float[Tensor, "m d"], variates: Float32[Tensor, "m d"]) -> Float[Tensor, "m d"]:
     """Return noisy rows exactly as the engine makes them, with the identity as their derivative in ``rows``.
 
     For additive noise that is the derivative; for splitting noise it is the straight-through estimator.

@@ -21,7 +21,7 @@ from lightning_rs.callbacks.bar import in_place_of
 from lightning_rs.callbacks.fit_log import FitLog
 from lightning_rs.callbacks.pace import TrainingPace
 from lightning_rs.certifier import Certifier
-from lightning_rs.checks import naming
+from lightning_rs.checks import naming, renamed
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.own import as_datamodule, is_data
 from lightning_rs.loggers import held
@@ -318,9 +318,7 @@ class Trainer(pl.Trainer):
                 if self.is_global_zero:
                     os.replace(part, filepath)
         except OSError as error:
-            if str(part) in (error.filename, error.filename2):
-                error.filename, error.filename2 = str(filepath), None
-            raise
+            raise (renamed(error, filepath) if str(part) in (error.filename, error.filename2) else error) from error
         finally:
             if self.is_global_zero:
                 part.unlink(missing_ok=True)

@@ -127,7 +127,7 @@ def test_a_file_that_may_not_be_read_or_written_is_named(monkeypatch: pytest.Mon
         with pytest.raises(PermissionError, match=r"Permission denied: 'x\.ckpt'"):
             read("x.ckpt")
     monkeypatch.setattr(builtins, "open", refuse)
-    with pytest.raises(PermissionError, match=r"Permission denied: 'new\.jsonl'"):
+    with pytest.raises(PermissionError, match=r"Permission denied: 'new\.jsonl'$"):
         write_complete("new.jsonl", ["a"])
 
 
@@ -141,7 +141,7 @@ def test_no_half_of_a_file_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as context:
         context.setattr(os, "fsync", full)
         for write in (lambda: export_tsv("r.jsonl", "table.tsv"), lambda: write_complete("new.jsonl", ["a"])):
-            with pytest.raises(OSError, match=r"No space left on device: '(table\.tsv|new\.jsonl)'"):
+            with pytest.raises(OSError, match=r"No space left on device: '(table\.tsv|new\.jsonl)'$"):
                 write()
 
     def interrupted(descriptor: int) -> None:

@@ -38,10 +38,16 @@ def test_a_full_disk_leaves_the_checkpoint_before_whole(tmp_path: Path, monkeypa
         Path(part).write_bytes(whole[:100])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", half)
-    with pytest.raises(OSError, match=rf"No space left on device: '{path}'"):
-        made.save_checkpoint(path)
-    assert path.read_bytes() == whole
+    def moved(self: Any, checkpoint: Any, part: Any, storage_options: Any = None) -> None:
+        half_written = Path(part)
+        half_written.write_bytes(whole[:100])
+        raise OSError(28, "No space left on device", "/tmp/tmp1234", None, str(part))
+
+    for write in (half, moved):
+        monkeypatch.setattr(TorchCheckpointIO, "save_checkpoint", write)
+        with pytest.raises(OSError, match=rf"No space left on device: '{path}'$"):
+            made.save_checkpoint(path)
+        assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.glob(".*")] == []
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 
 import pytorch_lightning as pl
 import torch
+from jaxtyping import Float, Float32
 from pytorch_lightning.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR
@@ -217,7 +218,7 @@ class BaseClassifier(pl.LightningModule, ABC):
             checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs
         )
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Float[Tensor, "m ..."]) -> Float[Tensor, "m C"]:
         """Return the base network's logits, (m, C), for images of shape (m, *shape)."""
         return self.network(images)
 
@@ -232,11 +233,11 @@ class BaseClassifier(pl.LightningModule, ABC):
         self.weights_path = str(path)
         return told
 
-    def noisy(self, images: Tensor, batch_idx: int, copy: int = 0) -> Tensor:
+    def noisy(self, images: Float[Tensor, "m ..."], batch_idx: int, copy: int = 0) -> Float[Tensor, "m ..."]:
         """Return one fresh noisy copy of every training image, see :meth:`variates`."""
         return self.noise.at(images, self.variates(images, batch_idx, copy))
 
-    def variates(self, images: Tensor, batch_idx: int, copy: int = 0) -> Tensor:
+    def variates(self, images: Float[Tensor, "m ..."], batch_idx: int, copy: int = 0) -> Float32[Tensor, "m d"]:
         """Return the variates of one fresh noisy copy of every training image, for ``noise.at``.
 
         The stream is keyed by seed, rank, epoch, batch and ``copy``: no two samples, steps or ranks share noise, and a

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -38,14 +39,14 @@ from lightning_rs.shipped import checkpoint_path
 _CHUNK = 64  # images whose reference votes are taken at a time
 
 
-def catrs_low(cross_entropies: Tensor, kept: Tensor) -> Tensor:
+def catrs_low(cross_entropies: Float[Tensor, "copies B"], kept: Int64[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return (1/m) times the sum of the ``kept`` (images,) smallest of the ``cross_entropies`` (copies, images)."""
     rising = cross_entropies.sort(dim=0).values
     rank = torch.arange(len(rising), device=rising.device)[:, None]
     return (rising * (rank < kept)).sum(0) / len(rising)
 
 
-def divergence(reference: Tensor, logits: Tensor) -> Tensor:
+def divergence(reference: Float[Tensor, "B C"], logits: Float[Tensor, "copies B C"]) -> Float[Tensor, "copies B"]:
     """Return KL(p || F), (copies, images), for soft votes p (images, classes), logits (copies, images, classes)."""
     return (torch.special.xlogy(reference, reference) - reference * logits.log_softmax(-1)).sum(-1)
 

@@ -13,13 +13,16 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_rs.checks import check_nonnegative
 from lightning_rs.classifiers.copies import NoisyCopies
 
 
-def consistency_loss(logits: Tensor, labels: Tensor, lam: float, eta: float) -> Tensor:
+def consistency_loss(
+    logits: Float[Tensor, "copies B C"], labels: Int64[Tensor, " B"], lam: float, eta: float
+) -> Float[Tensor, ""]:
     """Return the loss above, the mean over images: a scalar.
 
     Args:

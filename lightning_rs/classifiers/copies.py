@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from lightning_rs.checks import check_at_least
@@ -60,22 +61,28 @@ class NoisyCopies(BaseClassifier):
         return loss
 
     @abstractmethod
-    def loss(self, images: Tensor, labels: Tensor, batch_idx: int) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, images: Float[Tensor, "B ..."], labels: Int64[Tensor, " B"], batch_idx: int
+    ) -> tuple[Float[Tensor, ""], Float[Tensor, "copies B C"]]:
         """Return the loss, a scalar, and the logits (copies, B, classes) of the noisy copies, for the log."""
 
-    def draw(self, images: Tensor, batch_idx: int) -> Tensor:
+    def draw(self, images: Float[Tensor, "B ..."], batch_idx: int) -> Float32[Tensor, "copies B d"]:
         """Return fresh variates of ``copies`` noisy copies of every image: (copies, B, d).
 
         Streams are those of :meth:`noisy`: each copy has its own, named by seed, rank, epoch and batch.
         """
         return torch.stack([self.variates(images, batch_idx, copy) for copy in range(self.copies)])
 
-    def copies_of(self, images: Tensor, variates: Tensor) -> Tensor:
+    def copies_of(
+        self, images: Float[Tensor, "B ..."], variates: Float32[Tensor, "copies B d"]
+    ) -> Float[Tensor, "copies*B ..."]:
         """Return noisy copies, (copies * B, *shape), of images (B, *shape) at variates (copies, B, d)."""
         rows = images if len(variates) == 1 else torch.cat([images] * len(variates))  # cat keeps the memory layout
         return self.noise.at(rows, variates.flatten(0, 1))
 
-    def logits(self, images: Tensor, variates: Tensor) -> Tensor:
+    def logits(
+        self, images: Float[Tensor, "B ..."], variates: Float32[Tensor, "copies B d"]
+    ) -> Float32[Tensor, "copies B C"]:
         """Return the logits of noisy copies, (copies, B, classes), float32."""
         return self(self.copies_of(images, variates)).float().unflatten(0, variates.shape[:2])
 

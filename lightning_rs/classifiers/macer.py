@@ -19,6 +19,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_rs.checks import check_at_least, check_nonnegative, check_positive
@@ -26,7 +27,14 @@ from lightning_rs.classifiers.copies import NoisyCopies
 from lightning_rs.classifiers.soft_radius import SoftRadius, gaussian_score, soft_radius
 
 
-def macer_loss(logits: Tensor, labels: Tensor, sigma: float, lam: float, gamma: float, beta: float) -> Tensor:
+def macer_loss(
+    logits: Float[Tensor, "copies B C"],
+    labels: Int64[Tensor, " B"],
+    sigma: float,
+    lam: float,
+    gamma: float,
+    beta: float,
+) -> Float[Tensor, ""]:
     """Return the loss above for Gaussian noise, the mean over images: a scalar.
 
     Args:
@@ -41,7 +49,7 @@ def macer_loss(logits: Tensor, labels: Tensor, sigma: float, lam: float, gamma: 
     return (soft_cross_entropy(logits, labels) + lam * robustness_loss(logits, labels, law, gamma, beta)).mean()
 
 
-def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def soft_cross_entropy(logits: Float[Tensor, "copies B C"], labels: Int64[Tensor, " B"]) -> Float[Tensor, " B"]:
     """Return -log(Fbar[y] + 1e-10), (images,): the cross-entropy of the soft smoothed classifier."""
     chosen = labels[None, :, None].expand(len(logits), -1, 1)
     log_mean = logits.log_softmax(-1).gather(-1, chosen)[..., 0].logsumexp(0) - math.log(len(logits))

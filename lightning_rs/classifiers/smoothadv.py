@@ -19,6 +19,7 @@ import math
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from lightning_rs.checks import check_at_least, check_choice, check_nonnegative
@@ -30,7 +31,7 @@ from lightning_rs.noise import GaussianNoise, NormPowerNoise
 _DDN_GAMMA = 0.05
 
 
-def smoothadv_objective(logits: Tensor, labels: Tensor) -> Tensor:
+def smoothadv_objective(logits: Float[Tensor, "copies B C"], labels: Int64[Tensor, " B"]) -> Float[Tensor, ""]:
     """Return J, the mean over images: a scalar.
 
     Computed as logsumexp over copies of log softmax, so that its gradient does not vanish where all copies are lost.

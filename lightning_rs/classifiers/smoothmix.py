@@ -16,6 +16,7 @@ import math
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_rs.checks import check_at_least, check_nonnegative
@@ -24,7 +25,13 @@ from lightning_rs.classifiers.copies import NoisyCopies
 from lightning_rs.classifiers.smoothadv import smoothadv_objective
 
 
-def smoothmix_loss(clean: Tensor, mixed: Tensor, labels: Tensor, lam: Tensor, eta: float) -> Tensor:
+def smoothmix_loss(
+    clean: Float[Tensor, "copies B C"],
+    mixed: Float[Tensor, "copies B C"],
+    labels: Int64[Tensor, " B"],
+    lam: Float[Tensor, " B"],
+    eta: float,
+) -> Float[Tensor, ""]:
     """Return the loss above with eta for eta w, the mean over images: a scalar.
 
     Args:

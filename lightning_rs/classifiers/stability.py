@@ -10,19 +10,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from lightning_rs.checks import check_choice, check_nonnegative
 from lightning_rs.classifiers.copies import NoisyCopies
 
 
-def stability_loss(clean: Tensor, noisy: Tensor, labels: Tensor, lam: float) -> Tensor:
+def stability_loss(
+    clean: Float[Tensor, "B C"], noisy: Float[Tensor, "B C"], labels: Int64[Tensor, " B"], lam: float
+) -> Float[Tensor, ""]:
     """Return the "clean" form, the mean over images, for logits (images, classes) of clean images and noisy copies."""
     soft = -(clean.softmax(-1) * noisy.log_softmax(-1)).sum(-1)
     return nn.functional.cross_entropy(clean, labels) + lam * soft.mean()
 
 
-def stability_pair_loss(logits: Tensor, labels: Tensor, lam: float) -> Tensor:
+def stability_pair_loss(logits: Float[Tensor, "2 B C"], labels: Int64[Tensor, " B"], lam: float) -> Float[Tensor, ""]:
     """Return the "pair" form, the mean over images, for logits (2, images, classes) of two noisy copies."""
     log_one, log_other = logits.log_softmax(-1)
     divergence = (log_one.exp() * (log_one - log_other)).sum(-1)

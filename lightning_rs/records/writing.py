@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from lightning_rs.checks import folder_for, kind_of, naming, refuse_no_file
+from lightning_rs.checks import folder_for, kind_of, naming, refuse_no_file, renamed
 from lightning_rs.records.certification import Certification, to_line
 from lightning_rs.records.header import Header, environment
 from lightning_rs.records.reading import is_record_file, is_sidecar, load, scan, sidecar_path
@@ -221,8 +221,7 @@ def write_complete(out: str | Path, lines: Iterable[str]) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, out)
     except OSError as error:
-        error.filename, error.filename2 = str(out), None
-        raise
+        raise renamed(error, out) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
