@@ -287,3 +287,24 @@ def test_int8_records_become_fp32_ones_on_the_command_line(
     assert main(["transfer", "fp32.jsonl", *own]) == 2
     assert "they combine others" in capsys.readouterr().err
     assert os.path.exists("fp32.jsonl")
+
+
+def test_a_checkpoint_hands_its_records_to_its_fine_tuned_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
+    tuned = ["--model.init_from", "digits_gaussian_0.25", "--certifier", "null", "--trainer.max_steps", "4"]
+    assert main(["fit", *tuned, "--trainer.limit_val_batches", "1", *run]) == 0
+    new = ["--ckpt_path", str(next(tmp_path.rglob("last.ckpt"))), *run]
+    sampled = ["--certifier.n", "400", "--certifier.runtime.micro_batch", "128", "--data.max", "4"]
+    assert main(["certify", "--ckpt_path", "digits_gaussian_0.25", *run, *sampled, "--records", "old.jsonl"]) == 0
+    pairs = ["--pairs", "200", "--alpha", "0.01", "--out", "new.jsonl"]
+    assert main(["transfer", "old.jsonl", "--source", "digits_gaussian_0.25", *new, *pairs]) == 0
+    head, records = read_records("new.jsonl")
+    target, (part,) = head.binding["combined"]["target"], head.binding["combined"]["parts"]
+    assert target["classifier"] != part["classifier"]
+    assert all(a.radius <= b.radius for a, b in zip(records, read_records("old.jsonl")[1], strict=True))
+    capsys.readouterr()
+    assert main(["transfer", "old.jsonl", *new, "--pairs", "50", "--out", "other.jsonl"]) == 2
+    assert "records are of another classifier than" in capsys.readouterr().err

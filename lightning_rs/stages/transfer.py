@@ -17,6 +17,7 @@ from lightning_rs.noise.base import noise_from_dict
 from lightning_rs.records import Certification, read_records
 from lightning_rs.records.writing import write_whole
 from lightning_rs.session import Session
+from lightning_rs.shipped import checkpoint_path
 from lightning_rs.smoothed import SmoothedClassifier
 from lightning_rs.stages.attack import runtime_of
 from lightning_rs.stages.base import SmoothingStage
@@ -30,7 +31,7 @@ class TransferStage(SmoothingStage):
         certifier: runtime of the new classifier; None: fp32. Its noise must be that of the records.
         data: where the images come from.
         records: record file of the first classifier.
-        source: its checkpoint; None: the same network, in the runtime of the records.
+        source: its checkpoint, or the name of a shipped one; None: the same network, in the runtime of the records.
         out: the new record file; None: ``NAME.transfer.jsonl`` beside the records.
         pairs: paired samples an image.
         alpha: failure probability of the paired bound.
@@ -67,7 +68,7 @@ class TransferStage(SmoothingStage):
         self._first = Certifier(named, n=n, runtime=runtime, noise=self._noise, separate_passes=True)
         own = None if certifier is None else certifier.runtime
         super().__init__(Certifier(named, n=n, runtime=own, noise=self._noise, separate_passes=True), data)
-        self._source = None if source is None else Path(source)
+        self._source = None if source is None else Path(checkpoint_path(source))
         self.path = self.records_path.with_suffix(".transfer.jsonl") if out is None else Path(out)
         self.pairs, self.alpha, self.seed = pairs, alpha, seed
         self._from: Session | None = None
