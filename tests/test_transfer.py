@@ -185,11 +185,11 @@ class Seen(nn.Module):
 
 
 GREY = 153 / 255
-DARKER, BRIGHTER = Brightness(0.55), Brightness(0.58)
+DARKER, BRIGHTER = Brightness(0.3), Brightness(0.45)
 LAWS: dict[str, tuple[Certificate, Noise, nn.Module, nn.Module]] = {
     "uniform": (UniformL1(), UniformNoise(0.5), DARKER, BRIGHTER),
     "uniform linf": (UniformLinf(), UniformNoise(0.5), DARKER, BRIGHTER),
-    "splitting": (SplittingL1(), SplittingNoise(0.5), Brightness(0.5), Brightness(0.55)),
+    "splitting": (SplittingL1(), SplittingNoise(0.5), Brightness(0.45), Brightness(0.55)),
     "laplace": (LaplaceL1(), LaplaceNoise(0.3), DARKER, BRIGHTER),
     "norm power": (NormPowerL2(), NormPowerNoise(sigma=SIGMA, k=2, dim=4), DARKER, BRIGHTER),
     "ablation": (AblationL0(), AblationNoise(1, shape=SHAPE), Seen(3), Seen(2)),
