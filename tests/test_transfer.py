@@ -230,7 +230,7 @@ def test_every_law_of_one_tail_is_carried_and_covers(tmp_path: Path, law: str) -
     told, path = describe_transfer(source, target, 200, alpha / 2, 0), tmp_path / "t.jsonl"
     write_whole(path, transfer_header(head, told), [record.to_json() for record in made])
     assert read_records(path)[1] == made
-    with pytest.raises(ValueError, match="must be .*, from its parts, got"):
+    with pytest.raises(ValueError, match=r"must be .*, from its parts, got"):
         read_records(changed(path, lambda r: r.update(radius=3.0, radii={"Transfer": 3.0}, prediction=1,
                                                       status="certified"), 1, tmp_path / "c.jsonl"))  # fmt: skip
 
