@@ -294,8 +294,8 @@ def test_a_checkpoint_hands_its_records_to_its_fine_tuned_successor(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.accelerator", "cpu"]
-    tuned = ["--model.init_from", "digits_gaussian_0.25", "--certifier", "null", "--trainer.max_steps", "4"]
-    assert main(["fit", *tuned, "--trainer.limit_val_batches", "1", *run]) == 0
+    tuned = ["--model.init_from", "digits_gaussian_0.25", "--certifier", "null", "--trainer.max_epochs", "1"]
+    assert main(["fit", *tuned, "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1", *run]) == 0
     new = ["--ckpt_path", str(next(tmp_path.rglob("last.ckpt"))), *run]
     sampled = ["--certifier.n", "400", "--certifier.runtime.micro_batch", "128", "--data.max", "4"]
     assert main(["certify", "--ckpt_path", "digits_gaussian_0.25", *run, *sampled, "--records", "old.jsonl"]) == 0
