@@ -266,7 +266,7 @@ PLANTS = (smaller_noise, larger_sigma, another_normalisation, stale_checkpoint, 
 
 @pytest.mark.parametrize(
     "plant",
-    [plant if plant is larger_sigma else pytest.param(plant, marks=pytest.mark.slow) for plant in PLANTS],
+    PLANTS,
     ids=lambda plant: plant.__name__,
 )
 def test_planted_mistakes_are_caught_within_twenty_images(
