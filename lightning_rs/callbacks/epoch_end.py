@@ -184,11 +184,11 @@ class EpochEndCertification(pl.Callback):
         if self.share is None or self._began is None or trainer.state.fn != TrainerFn.FITTING:
             return whole
         if self._size is None:
+            rate = session.measure(subset.__getitems__([0]).image, 0.2) * trainer.world_size
             now = self._clock()
             together = max(PATIENCE, self.share * (now - self._began))
-            spent = now - (now if self._validating is None else self._validating)  # also on preparing to certify
+            spent = now - (now if self._validating is None else self._validating)  # preparing and measuring, too
             seconds = max(together - spent, together / _REMAINS)
-            rate = session.measure(subset.__getitems__([0]).image, 0.2) * trainer.world_size
             size = affordable(seconds * rate, whole[0], session.samples_per_image, session.certifier)
             self._size = trainer.strategy.broadcast(size)
             if self._size != whole and trainer.is_global_zero:
