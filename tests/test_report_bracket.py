@@ -168,3 +168,16 @@ def test_attacks_of_other_records_are_left_out_or_refused(
     norm = write(tmp_path / "r.attack2.jsonl", header, [attacked(certified[0], None)], certificate="GaussianLinf")
     assert report_main([str(records), "--attacks", str(norm)]) == 1
     assert "none of the runs" in capsys.readouterr().err
+
+
+def test_attacks_that_misstate_their_certificates_are_left_out_or_refused(records: Path, tmp_path: Path) -> None:
+    header, certified = read_records(records)
+    right = next(r for r in certified if r.prediction == r.label and r.radius > 0)
+    wrong: list[dict[str, object]] = [{"radius": right.radius + 1}, {"label": None}, {"radius": 0.0, "stated": False}]
+    for number, change in enumerate(wrong):
+        given = write(tmp_path / f"elsewhere{number}.jsonl", header, [attacked(right, right.radius + 2, **change)])
+        with pytest.raises(ValueError, match=rf"elsewhere{number}\.jsonl: image {right.index}: the attacked certif"):
+            report([records], attacks=[given])
+    write(tmp_path / "r.attack.jsonl", header, [attacked(right, right.radius + 2, radius=right.radius + 1)])
+    made = report([records])
+    assert any("Attacks left out: " in remark and "radius" in remark for remark in made.remarks)

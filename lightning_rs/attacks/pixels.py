@@ -12,11 +12,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from lightning_rs.attacks.base import Aim, Attack, check_steps
 from lightning_rs.attacks.geometry import Geometry
-from lightning_rs.attacks.search import Bracket, Search, Victim
+from lightning_rs.attacks.search import TRIES, Bracket, Search, Victim
 from lightning_rs.checks import check_at_least, check_choice
 from lightning_rs.noise.ablation import NULL, AblationNoise, BandNoise, BlockNoise
 from lightning_rs.noise.base import EnumeratedNoise
@@ -92,6 +93,8 @@ class PixelGeometry(Geometry):
 class PixelBracket(Search):
     """Looks for the smallest whole size at which attacks succeed: doubled from the certified one, then halved in."""
 
+    _successes: list[list[tuple[float, Tensor]]]
+
     def run(
         self,
         victim: Victim,
@@ -103,6 +106,7 @@ class PixelBracket(Search):
     ) -> Bracket:
         """Return the bracket of a batch; see :meth:`Search.run`."""
         most, best = math.floor(self.max_radius), images.clone()
+        self._successes = [[] for _ in range(len(images))]
         low, high = np.floor(radii + 1e-9), np.full(len(images), np.inf)
         size = np.minimum(low + 1, most)
         for number in range(self.rounds + 8):
@@ -111,6 +115,9 @@ class PixelBracket(Search):
             if not len(rows):
                 break
             found, reached = self._attack(victim, images[rows], classes[rows], size[rows], seed + number, None)
+            for row, point, distance in zip(rows, found, reached, strict=True):
+                if np.isfinite(distance):
+                    self._successes[row].append((float(distance), point))
             closer = reached < high[rows]
             best[rows[closer]] = found[torch.from_numpy(closer)]
             failed = ~np.isfinite(reached)
@@ -124,18 +131,22 @@ class PixelBracket(Search):
         """Return the points: a changed pixel counts, however little it is changed."""
         return points
 
-    def _pushed(self, victim: Victim, images: Tensor, points: Tensor) -> Tensor:
-        """Return the points: another try has other votes."""
-        return points
+    def _pushed(self, victim: Victim, images: Tensor, points: Tensor, rows: NDArray[np.int64], number: int) -> Tensor:
+        """Return larger successes: the next one for the second try, the largest for the last."""
+        surer = []
+        for row in rows:
+            known = sorted(self._successes[row], key=lambda success: success[0])
+            surer.append(known[min(number, len(known) - 1) if number < TRIES - 1 else -1][1])
+        return torch.stack(surer)
 
 
 class PatchSearch(Attack):
     """A patch against band and block smoothing: every position is looked at, the dangerous ones are painted.
 
     The votes of all positions of the band or block are taken once. A patch can only change those that it touches, so
-    that a place where even the worst change of these leaves the class in front needs no attack: what is left is ranked
-    by how much room it gives, and the pixels inside the first ``places`` of them are driven by the sign of the gradient
-    of the touched votes, from random colours and from the image, away from the class and toward its strongest rival.
+    that where some places let the class be lost in the worst case, the others need no attack. Places are ranked by how
+    much room they give, and the pixels inside the first ``places`` of them are driven by the sign of the gradient of
+    the touched votes, from random colours and from the image, away from the class and toward its strongest rival.
     Every step's exact votes are counted.
 
     Args:
@@ -194,7 +205,8 @@ class PatchSearch(Attack):
                 found, reached = self._painted(
                     smoothed, noise, torch.where(patch, begin, image), patch, kept[touched], rest, own, rival
                 )
-                if reached < margin:
+                # What loses no vote is still another input, at which the certificate asserts something.
+                if reached < margin or (reached == margin and best is image and not torch.equal(found, image)):
                     best, margin = found, reached
                 if margin < 0:
                     return best
@@ -203,7 +215,10 @@ class PatchSearch(Attack):
     def _ranked(
         self, votes: Tensor, kept: Tensor, own: int, side: int, noise: BandNoise | BlockNoise
     ) -> list[tuple[int, int]]:
-        """Return the places where the worst change of the touched votes loses the class, the worst ones first."""
+        """Return the places where the worst change of the touched votes loses the class, the worst ones first.
+
+        Inside a certified ball there are none: then all, because the value test asks what a patch does there.
+        """
         _, height, width = noise.shape
         found: list[tuple[int, int, int]] = []
         for top, left in itertools.product(range(height - side + 1), range(width - side + 1)):
@@ -212,10 +227,10 @@ class PatchSearch(Attack):
             touched = (kept & patch.flatten()).any(1)
             rest = votes[~touched].sum(0)
             worst = int(_margin(rest + int(touched.sum()) * _one_rival(rest, own), own))
-            if worst < 0:
-                found.append((worst, top, left))
+            found.append((worst, top, left))
         found.sort()
-        return _spread([(top, left) for _, top, left in found], self.places)
+        losing = [place for place in found if place[0] < 0]
+        return _spread([(top, left) for _, top, left in losing or found], self.places)
 
     def _painted(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from lightning_rs.session import Predictions, Session
 from lightning_rs.smoothed import SmoothedClassifier
 
 _BISECTIONS = 6
-_TRIES = 3
+TRIES = 3
 # A confirmation needs a lead: pushed a little further out, a point that only just failed usually has it.
 _PUSH = 1.04
 FloatArray = np.ndarray[Any, np.dtype[np.float64]]
@@ -165,7 +166,7 @@ class Search:
         votes = victim.session.predict(points, n=self.screen, alpha=0.5)
         if victim.session.noise.outcomes is not None:
             return np.asarray(votes.prediction != classes.cpu().numpy())
-        needed = -float(ndtri(self.beta / _TRIES / 2)) / math.sqrt(self.n) + 1 / math.sqrt(self.screen)
+        needed = -float(ndtri(self.beta / TRIES / 2)) / math.sqrt(self.n) + 1 / math.sqrt(self.screen)
         return lead(votes, classes) > needed
 
     def _confirm(
@@ -173,13 +174,13 @@ class Search:
     ) -> Bracket:
         confirmation: list[dict[str, Any] | None] = [None] * len(images)
         points, own = points.clone(), classes.cpu().numpy()
-        level = self.beta / _TRIES
+        level = self.beta / TRIES
         pending = np.flatnonzero(np.isfinite(high))
-        for number in range(_TRIES):
+        for number in range(TRIES):
             if not len(pending):
                 break
             if number:
-                points[pending] = self._pushed(victim, images[pending], points[pending])
+                points[pending] = self._pushed(victim, images[pending], points[pending], pending, number)
             votes = victim.session.predict(points[pending], n=self.n, alpha=level)
             for place, row in enumerate(pending):
                 if votes.prediction[place] not in (ABSTAIN, own[row]):
@@ -196,7 +197,8 @@ class Search:
         found = np.array([each is not None for each in confirmation])
         return Bracket(points, np.where(found, distance, np.inf), low, confirmation)
 
-    def _pushed(self, victim: Victim, images: Tensor, points: Tensor) -> Tensor:
+    def _pushed(self, victim: Victim, images: Tensor, points: Tensor, rows: NDArray[np.int64], number: int) -> Tensor:
+        """Return the points of some rows for another try, the ``number``-th after the first: surer ones."""
         x, z = images.flatten(1), points.flatten(1)
         far = torch.from_numpy(2 * victim.geometry.distance(x, z) + 1e-9)
         further = victim.geometry.project(x + _PUSH * (z - x), x, far)

@@ -139,8 +139,8 @@ def reproduce_main(argv: Sequence[str] | None = None) -> int:
     for entry in chosen:
         if args.dry_run:
             _print_commands(entry, args.scale, out, data)
-        elif _make(entry, args.scale, out, data):
-            return 1
+        elif status := _make(entry, args.scale, out, data):
+            raise SystemExit(status)  # that of the command: 1 after Ctrl-C, 143 when asked to terminate
     return 0
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_rs.plots.brackets import bracket_steps
-from lightning_rs.records import Header, ceil_decimals, floor_decimals, nearest_decimals
+from lightning_rs.records import ABSTAIN, Certification, Header, ceil_decimals, floor_decimals, nearest_decimals
 from lightning_rs.records.attack_files import certification_sha256, is_attack_file, read_attacks
 from lightning_rs.records.attacks import AttackRecord
 from lightning_rs.records.units import unit
@@ -57,8 +57,9 @@ class Attacked:
     @property
     def images(self) -> list[Image]:
         """The images that were attacked, in the order of their indices."""
+        broken = self.broken
         return [
-            Image(record.norm, self._bracket(record.index))
+            Image(record.norm, self._bracket(record, broken.get(record.index, math.inf)))
             for record in self.run.records
             if record.index in self.attacks
         ]
@@ -111,12 +112,10 @@ class Attacked:
             )
         return notes
 
-    def _bracket(self, index: int) -> tuple[float, float]:
-        record = next(record for record in self.run.records if record.index == index)
-        if not any(tried.correct for tried in self.attacks[index]):
+    def _bracket(self, record: Certification, broken: float) -> tuple[float, float]:
+        if not any(tried.correct for tried in self.attacks[record.index]):
             return 0.0, 0.0
-        reach = record.radius if record.target is None else record.target
-        return (reach if record.correct else -math.inf), self.broken.get(index, math.inf)
+        return (_reach(record) if record.correct else -math.inf), broken
 
 
 @dataclass(frozen=True)
@@ -200,6 +199,8 @@ def attacked_runs(
             if not own:
                 attacked = header.informative.get("records", "other records")
                 raise ValueError(f"{path} holds attacks on {attacked}, which is none of the runs of this report")
+            for number in own:
+                _check_certificates(path, records, runs[number])
         except ValueError as error:
             if place in asked:
                 raise
@@ -213,6 +214,27 @@ def attacked_runs(
 def passed_paths(paths: Iterable[str | Path]) -> list[Path]:
     """Return those of some paths that are files of attacks."""
     return [path for path in map(Path, paths) if is_attack_file(path)]
+
+
+def _reach(record: Certification) -> float:
+    return record.radius if record.target is None else record.target
+
+
+def _check_certificates(path: Path, attacks: Sequence[AttackRecord], run: Run) -> None:
+    """Refuse attacks that say something else of the certificates than their own file, unless that is read anew."""
+    known = {record.index: record for record in run.records}
+    for tried in attacks:
+        record = known.get(tried.index)
+        if record is None or record.alpha != tried.alpha:
+            continue
+        stated = record.prediction != ABSTAIN
+        said, right = (tried.stated, tried.radius), (stated, _reach(record) if stated else 0.0)
+        if said != right or tried.label != record.label or (stated and tried.prediction != record.prediction):
+            raise ValueError(
+                f"{path}: image {tried.index}: the attacked certificate must be that of {run.path}, label "
+                f"{record.label}, class {record.prediction}, radius {right[1]!r}, got label {tried.label}, class "
+                f"{tried.prediction}, radius {tried.radius!r}"
+            )
 
 
 def _any(parts: Sequence[tuple[Path, Header, list[AttackRecord]]]) -> bool:

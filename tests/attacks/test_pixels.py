@@ -72,6 +72,9 @@ def test_brackets_of_patches_meet_what_votes_allow(law: type[BandNoise | BlockNo
         assert not attack.contradicted
         assert {test.kind for test in attack.tests} == {"clean", "random", "adversarial"}
         assert all(test.lower is not None and test.upper >= test.lower for test in attack.tests)
+        clean, _, adversarial = attack.tests
+        assert adversarial.count <= clean.count
+        assert 0 < adversarial.distance <= max(record.radius, 1)  # not the image again
         assert attack.attacked is not None
         assert record.radius < attack.attacked <= record.radius + 3
         assert attack.attacked == round(attack.attacked)
