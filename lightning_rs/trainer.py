@@ -374,7 +374,7 @@ def check_checkpoint(ckpt_path: str | Path | None, training: bool = False) -> No
         raise FileNotFoundError(f"ckpt_path must be a checkpoint file, got {str(path)!r}, which does not exist")
     try:
         contents = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # of the system: the file may be whole
+    except PermissionError:  # the file may be whole; a damaged one makes torch seek, and the system say "invalid"
         raise
     except Exception as error:  # torch raises anything from EOFError to UnpicklingError on a damaged file
         raise ValueError(f"ckpt_path {str(path)!r} is damaged or no checkpoint: {reason_not_loaded(error)}") from error

@@ -115,7 +115,7 @@ def _read_torch(path: Path) -> Any:
         # timm keeps its command line in its files; a namespace of plain values runs nothing.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # of the system: the file may be whole
+    except PermissionError:  # the file may be whole; a damaged one makes torch seek, and the system say "invalid"
         raise
     except Exception as error:  # zip, pickle, end of file: torch.load fails in many ways
         raise ValueError(
