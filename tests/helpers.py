@@ -85,3 +85,20 @@ def _others(value: Any) -> Iterator[Any]:
             yield {k: v for k, v in value.items() if k != key}
             for other in _others(item):
                 yield {**value, key: other}
+
+
+ODD: tuple[Any, ...] = (None, [], 3, "x", {}, True, [1], [{}], {"counts": 3}, ["a", 2], float("nan"))
+
+
+def odd(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield objects in which something is of another kind than it must be, or missing."""
+    for name, value in record.items():
+        yield {k: v for k, v in record.items() if k != name}
+        for other in ODD:
+            yield {**record, name: other}
+        if isinstance(value, dict):
+            for inner in odd(value):
+                yield {**record, name: inner}
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            for inner in odd(value[0]):
+                yield {**record, name: [inner, *value[1:]]}

@@ -100,11 +100,13 @@ def test_a_command_on_records_leaves_nothing_half_done(
     there = sorted(os.listdir())
     # A process that a shell started in the background ignores Ctrl-C, and so would this one.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 1)):
-        with monkeypatch.context() as context:
-            context.setattr(os, "fsync", lambda descriptor, number=number: signal.raise_signal(number))
-            assert main(["export", str(path), "--out", "table.tsv"]) == status
-        assert sorted(os.listdir()) == there
-        assert "Traceback" not in capsys.readouterr().err
-    signal.signal(signal.SIGINT, before)
+    try:
+        for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 1)):
+            with monkeypatch.context() as context:
+                context.setattr(os, "fsync", lambda descriptor, number=number: signal.raise_signal(number))
+                assert main(["export", str(path), "--out", "table.tsv"]) == status
+            assert sorted(os.listdir()) == there
+            assert "Traceback" not in capsys.readouterr().err
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

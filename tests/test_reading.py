@@ -26,7 +26,7 @@ from lightning_rs.records.recomputed import PLAIN
 from lightning_rs.records.verification import NOT_CHECKED
 from lightning_rs.report import report
 from tests.fakes import certification, changed
-from tests.helpers import HalfSpace, every_change
+from tests.helpers import HalfSpace, every_change, odd
 
 # Facts about the data, remarks for people, and extra facts that no radius follows from.
 HARMLESS = {*NOT_CHECKED, "extra", "image"}
@@ -97,6 +97,24 @@ def test_every_mutation_is_refused(case: str, tmp_path: Path) -> None:
                 assert "\n" not in told
     assert tried > 100
     assert {field for field, _ in accepted} <= HARMLESS, [each for each in accepted if each[0] not in HARMLESS][:5]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_no_record_at_all_is_one_line(case: str, tmp_path: Path) -> None:
+    """Any other error than the refusal would reach the user as a traceback."""
+    noise, changes = CASES[case]
+    path = made(tmp_path / "run.jsonl", noise, Certifier(n0=20, n=400, alpha=0.01, **changes))
+    header, first, *_ = path.read_text().splitlines()
+    files = [(header, json.dumps(record)) for record in odd(json.loads(first))]
+    files += [(json.dumps(record), first) for record in odd(json.loads(header))]
+    assert len(files) > 500
+    refused = 0
+    for lines in files:
+        path.write_text("\n".join([*lines, ""]))
+        told = refusal(path)
+        refused += told is not None
+        assert told is None or (told.startswith(f"{path}:") and "\n" not in told)
+    assert refused > len(files) / 2
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from scipy import stats
 from scipy.special import ndtri
 from torch import Tensor, nn
 
-from lightning_rs.certificates import LaplaceL1
+from lightning_rs.certificates import LaplaceL1, PatchBand
 from lightning_rs.certifier import Certifier
 from lightning_rs.cli.commands import report_main
 from lightning_rs.functional import topk_l2_radius
@@ -279,6 +279,16 @@ def test_a_law_speaks_in_the_norms_in_which_it_is_known_to_move(tmp_path: Path) 
     for request in ("TopK:2", "LabelSets:0,1", "Targets"):
         with pytest.raises(ValueError, match="of LaplaceNoise is known in l1, got records in 'l2' first: certify"):
             restate([run], [request])
+
+
+class OwnBand(PatchBand):
+    """Somebody's own, whose records nobody recomputes."""
+
+
+def test_that_all_outcomes_are_counted_is_believed_of_our_certificates_only(tmp_path: Path) -> None:
+    path, _ = certified(tmp_path / "own.jsonl", BandNoise(1, shape=SHAPE), certificates=[OwnBand()])
+    with pytest.raises(ValueError, match=r"all outcomes to be counted, which nobody checks for .*OwnBand"):
+        restate(load_runs([path]), ["TopK:2"])
 
 
 EXACT: dict[str, Noise] = {

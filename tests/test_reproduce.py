@@ -177,6 +177,14 @@ def test_what_is_in_the_way_is_refused_and_kept(tmp_path: Path, spoil: Callable[
     assert len(machine.ran) == 1
 
 
+@pytest.mark.parametrize("status", [1, 2, 143])
+def test_the_status_is_that_of_the_command_that_stopped(
+    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reproduce, "make", lambda *args: status)
+    assert main(["reproduce", "cohen-table-3", "--out", str(tmp_path)]) == status
+
+
 def test_a_training_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     step = Step("fit --trainer.default_root_dir {out}/fit/x", ("fit/x/checkpoints/last.ckpt",))
     ran: list[list[str]] = []

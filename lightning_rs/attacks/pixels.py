@@ -19,6 +19,7 @@ from lightning_rs.attacks.base import Aim, Attack, check_steps
 from lightning_rs.attacks.geometry import Geometry
 from lightning_rs.attacks.search import TRIES, Bracket, Search, Victim
 from lightning_rs.checks import check_at_least, check_choice
+from lightning_rs.engine.ballots import threshold_votes
 from lightning_rs.noise.ablation import NULL, AblationNoise, BandNoise, BlockNoise
 from lightning_rs.noise.base import EnumeratedNoise
 from lightning_rs.smoothed import SmoothedClassifier
@@ -383,7 +384,7 @@ def _dropped(image: Tensor, kept: Tensor) -> Tensor:
 def _voted(logits: Tensor, threshold: float | None) -> Tensor:
     """Return the votes of rows, (m, C): of the largest logit, or of every class that reaches the threshold."""
     if threshold is not None:
-        return (torch.softmax(logits, dim=1) >= threshold).long()
+        return threshold_votes(logits, threshold)[0]
     return torch.nn.functional.one_hot(logits.argmax(1), logits.shape[1])
 
 

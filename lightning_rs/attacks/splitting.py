@@ -185,7 +185,7 @@ class SplittingMoves(Attack):
     def __init__(self, steps: int = 16, trials: int = 60) -> None:
         self.steps = check_steps(steps)
         self.trials = trials
-        self._few: dict[tuple[str, bytes, int], Tensor | None] = {}
+        self._few: dict[tuple[str, str, bytes, int], Tensor | None] = {}
 
     def _run(self, smoothed: SmoothedClassifier, aim: Aim) -> Tensor:
         if not isinstance(smoothed.noise, DeterministicSplittingNoise):
@@ -200,7 +200,7 @@ class SplittingMoves(Attack):
 
     def few(self, outcomes: Outcomes, session: Session, whole: Tensor, own: int) -> Tensor | None:
         """Return what :func:`single_step_attack` finds, which no radius changes, once an image."""
-        key = (session.classifier, whole.cpu().numpy().tobytes(), own)
+        key = (session.classifier, repr(session.noise), whole.cpu().numpy().tobytes(), own)
         if key not in self._few:
             while len(self._few) >= _REMEMBERED:
                 del self._few[next(iter(self._few))]

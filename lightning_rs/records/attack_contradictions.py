@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lightning_rs.records.certification import ABSTAIN
+from lightning_rs.records.contradictions import theorem
 from lightning_rs.statistics.binomial import clopper_pearson_upper, top_class_p_value
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _claims(record: AttackRecord, binding: Mapping[str, Any]) -> Iterator[Claim]
     yield from _kinds(record)
     yield from _header(record, binding)
     yield from _distances(record)
-    attacker = binding.get("attacker") or {}
+    attacker = binding.get("attacker", {})
     if record.confirmation is not None:
         yield from _confirmed(record, record.confirmation, attacker)
     for name in ("tests", "repeated"):
@@ -63,6 +64,10 @@ def _header(record: AttackRecord, binding: Mapping[str, Any]) -> Iterator[Claim]
     yield record.norm == binding.get("norm"), "norm", f"the header's {binding.get('norm')!r}", record.norm
     stated = binding.get("alpha")
     yield record.alpha in (0, stated), "alpha", f"the header's {stated!r}, or 0 if exact", record.alpha
+    if not record.alpha:  # only then, because theorems load torch
+        known = theorem(str(binding.get("certificate")))
+        exact = known is None or known.exact
+        yield exact, "alpha", f"> 0: {binding.get('certificate')} was sampled", record.alpha
 
 
 def _distances(record: AttackRecord) -> Iterator[Claim]:

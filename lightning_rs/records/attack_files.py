@@ -164,6 +164,11 @@ def _parse(path: Path, finished: bytes) -> tuple[Header, list[AttackRecord]]:
     values = from_line(first, f"{path}:1")
     if values.get("format") != FORMAT or values.get("version") != VERSION:
         raise ValueError(f"{path}:1: not a file of attacks: the first line must have the format {FORMAT!r}")
+    for name in ("binding", "informative"):
+        if not isinstance(values.get(name), dict):
+            raise ValueError(f"{path}:1: {name} must be an object, got {values.get(name)!r}")
+    if not isinstance(values["binding"].get("attacker", {}), dict):
+        raise ValueError(f"{path}:1: attacker must be an object, got {values['binding']['attacker']!r}")
     records = [AttackRecord.from_json(line, f"{path}:{number}") for number, line in enumerate(lines, 2)]
     for number, record in enumerate(records, 2):
         wrong = attack_contradiction(record, values["binding"])

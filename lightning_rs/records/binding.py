@@ -40,6 +40,25 @@ def flaw(binding: Mapping[str, Any]) -> str | None:
     return _impossible(binding)
 
 
+def wrong_kind(binding: Mapping[str, Any]) -> str | None:
+    """Return what of a binding of any version is no list, object or number where the reader takes it for one."""
+    entries = binding.get("certificates", [])
+    named = isinstance(entries, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("class"), str) for entry in entries
+    )
+    if not named:
+        return f"binding.certificates must be a list of objects with a class, got {entries!r}"
+    subset = binding.get("subset")
+    numbers: Any = None
+    if isinstance(subset, dict):
+        names = ("start", "stop", "step")
+        numbers = subset["indices"] if "indices" in subset else [subset.get(name) for name in names]
+    whole = isinstance(numbers, list) and all(type(number) is int for number in numbers)
+    if subset is not None and not (whole and subset.get("step") != 0):
+        return f"binding.subset must be indices, or start, stop and step, whole numbers, got {subset!r}"
+    return None
+
+
 def _not_combined(binding: Mapping[str, Any]) -> str | None:
     """Return what is wrong with the parts that a combination lists: each binds what its own file bound."""
     combined = binding["combined"]

@@ -102,6 +102,9 @@ class Certification:
             value = getattr(self, name)
             if not (isinstance(value, Integral) or (name == "label" and value is None)):
                 raise ValueError(f"{name} must be a whole number, got {value!r}")
+        for name in ("norm", "certificate", "note", "image"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be a text, got {getattr(self, name)!r}")
         deciding, stated = not self.has_radius, self.status in ("certified", "decided")
         statuses = ("decided", "undecided", "abstain") if deciding else ("certified", "abstain")
         for holds, name, right in (

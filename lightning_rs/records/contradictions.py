@@ -71,8 +71,8 @@ def _level(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
     """A statement without a failure probability has sampled nothing: no selection, no confidence bound."""
     if record.alpha > 0:
         return
-    theorem = _theorem(record.certificate)
-    sampled = record.top >= 0 or bool(record.counts0) or (theorem is not None and not theorem.exact)
+    known = theorem(record.certificate)
+    sampled = record.top >= 0 or bool(record.counts0) or (known is not None and not known.exact)
     yield not sampled, "alpha", f"> 0: {record.certificate} was sampled", record.alpha
 
 
@@ -93,7 +93,7 @@ def _bounds(record: Certification) -> Iterator[tuple[bool, str, str, Any]]:
 
 
 @cache
-def _theorem(name: str) -> type[Certificate] | None:
+def theorem(name: str) -> type[Certificate] | None:
     """Return the theorem of a name, None if it is somebody else's: then the header says what it is."""
     try:
         return certificate_class(name)

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lightning_rs.records.binding import VERSION, flaw, not_bound
+from lightning_rs.records.binding import VERSION, flaw, not_bound, wrong_kind
 from lightning_rs.records.certification import from_line, to_line
 
 FORMAT = "lightning_rs records"
@@ -152,6 +152,8 @@ class Header:
         binding, informative = (values.get(name) for name in ("binding", "informative"))
         if not isinstance(binding, dict) or not isinstance(informative, dict):
             raise ValueError(f"{where}: the header needs the objects 'binding' and 'informative'")
+        if (odd := wrong_kind(binding)) is not None:
+            raise ValueError(f"{where}: {odd}")
         # A header that lacks what its version binds would resume or merge with anything: absent equals absent.
         header = cls(_renamed(binding), informative, version)
         if header.flaw is not None:

@@ -321,6 +321,7 @@ def runtime_of(described: Mapping[str, Any], path: Path) -> Runtime:
             fuse=described["fused"],
             compile=described["compiled"],
             micro_batch=int(described["micro_batch"]),
+            stochastic_network=bool(described.get("stochastic_network", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: the header does not describe a runtime that can be run again: {error}") from error

@@ -11,9 +11,11 @@ import torch
 from jsonargparse import ArgumentParser
 
 from lightning_rs.attacks import Attacker, merge_attacks, read_attacks
+from lightning_rs.engine.runtime import Runtime
 from lightning_rs.records import read_records
 from lightning_rs.records.combined import combine
 from lightning_rs.shipped import config_path, names
+from lightning_rs.stages.attack import runtime_of
 from tests.attacks.words import FEW
 from tests.driving import certify, run, trained
 from tests.fakes import changed
@@ -198,3 +200,11 @@ def test_a_shipped_configuration_attacks(records: Path, tmp_path: Path) -> None:
 def test_check_must_be_a_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert certify(tmp_path / "r.jsonl", "--check=2.0", max=2) == 2
     assert "check must lie in (0, 1], got 2.0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_runtime_of_a_header_is_the_one_that_ran(stochastic: bool) -> None:
+    runtime = Runtime(micro_batch=64, fuse=False, stochastic_network=stochastic)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    described = runtime.prepare(network, (1, 2, 2)).describe()
+    assert runtime_of(described, Path("x")).prepare(network, (1, 2, 2)).describe() == described

@@ -278,6 +278,17 @@ class TestDeterministicSplitting:
             tight += steps == far + 1
         assert tight >= 5  # and the certificate is tight: one step more is enough for some
 
+    def test_what_is_remembered_is_of_this_noise(self) -> None:
+        smoothed, x, classes, _ = self.victims()
+        law = DeterministicSplittingNoise(lam=self.NOISE.lam, shape=(2, 6, 6), q=15, seed=7)
+        other = SmoothedClassifier(smoothed.network, law, domain=(0.0, 1.0), grid=15, copies=18)
+        geometry, far = Geometry("l1", (0.0, 1.0), 15), torch.full((30,), 8.0)
+        attack = SplittingMoves(steps=1)
+        first = attack(smoothed, x, classes, far, geometry)
+        second = attack(other, x, classes, far, geometry)
+        assert torch.equal(second, SplittingMoves(steps=1)(other, x, classes, far, geometry))
+        assert not torch.equal(first, second)
+
     def test_long_moves_flip_exactly_and_never_inside(self) -> None:
         smoothed, x, classes, distance = self.victims()
         geometry = Geometry("l1", (0.0, 1.0), 15)

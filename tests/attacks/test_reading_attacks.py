@@ -16,7 +16,7 @@ from lightning_rs.certificates import Certificate
 from lightning_rs.engine.runtime import Runtime
 from lightning_rs.noise import Noise
 from lightning_rs.records import Header
-from tests.helpers import HalfSpace, every_change
+from tests.helpers import HalfSpace, every_change, odd
 
 SHAPE = (1, 2, 2)
 #: What only the file of certificates, the data, or the network can tell.
@@ -37,7 +37,9 @@ def attacked(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     attacker = Attacker([attack], copies=4, n=400, screen=50, rounds=1)
     victim = attacker.victim(session, network, Geometry(certificate.norm, domain=(0.0, 1.0), grid=255))
     found = attacker.run(victim, list(session.certify(x, [0, 0, 1, 1])), x)
-    binding = {"norm": certificate.norm, "alpha": 0.01, "attacker": attacker.describe()}
+    binding = {
+        "certificate": certificate.name, "norm": certificate.norm, "alpha": 0.01, "attacker": attacker.describe(),
+    }  # fmt: skip
     path = tmp_path / "run.attack.jsonl"
     file = AttackFile(path, Header(binding, {}))
     for record in found:
@@ -113,6 +115,28 @@ def test_what_is_said_of_a_lie(attacked: Path) -> None:
             told = refusal(attacked, header, lie)
             assert told is not None, (lie, why)
             assert any(part in told for part in why.split("|")), (told, why)
+
+
+def test_what_was_sampled_is_not_called_exact(attacked: Path) -> None:
+    """Without tests of what it asserts, nothing else in the record would contradict it."""
+    header, records = rows(attacked)
+    for record in records:
+        bare = {**record, "tests": []}
+        assert refusal(attacked, header, bare) is None
+        told = refusal(attacked, header, {**bare, "alpha": 0})
+        assert (told is None) == (record["alpha"] == 0)
+        assert told is None or "alpha must be > 0: GaussianL2 was sampled" in told
+
+
+def test_what_is_no_record_at_all_is_one_line(attacked: Path) -> None:
+    """Any other error than the refusal would reach the user as a traceback."""
+    header, records = rows(attacked)
+    lines = [(header, record) for record in odd(records[1])]
+    lines += [(json.dumps(changed), records[1]) for changed in odd(json.loads(header))]
+    assert len(lines) > 200
+    for first, second in lines:
+        told = refusal(attacked, first, second)
+        assert told is None or (told.startswith(f"{attacked}:") and "\n" not in told)
 
 
 def test_a_hidden_contradiction_is_refused(attacked: Path) -> None:
