@@ -1,10 +1,11 @@
 """Images a second of a training: `fit`, the loop of the published scripts, and forward and backward alone.
 
-All in one process and taking turns. `fit` is a whole `Trainer.fit` with data, noise, loss, optimizer, scheduler, log
-and progress hooks, from its first step to its last; the published loop is fp32, NCHW, images read and converted one by
-one, noise by `randn_like`, accuracies and losses fetched from the device at every step; the last is the network that
-`fit` has prepared, on one noisy batch that is already there, without optimizer. A second table says which share of a
-training validation, certification at epoch ends and checkpoints take with the default callbacks.
+All in one run and taking turns. `fit` is a whole `Trainer.fit` with data, noise, loss, optimizer, scheduler, log and
+progress hooks, from its first step to its last; the published loop is fp32, NCHW, images read and converted one by one,
+noise by `randn_like`, accuracies and losses fetched from the device at every step; the last is the network that `fit`
+has prepared, on one noisy batch that is already there, without optimizer. The published loop has a process of its own,
+because `fit` changes how its process keeps memory (`lightning_rs.classifiers.memory`). A second table says which share
+of a training validation, certification at epoch ends and checkpoints take with the default callbacks.
 
     OMP_NUM_THREADS=1 python -m benchmarks.training [--networks mnist_lenet cifar_resnet20] [--cpu-time]
 """
@@ -16,7 +17,10 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
@@ -203,6 +207,40 @@ def published_loop(name: str, args: Any) -> Timed:
     return work
 
 
+@contextmanager
+def apart(make: Callable[[str, Any], Timed], name: str, args: Any) -> Iterator[Timed]:
+    """Give a work in a process of its own, which waits while others have their turns."""
+    if args.quick:  # starting Python takes longer than all the rest
+        yield make(name, args)
+        return
+    mine, theirs = get_context("spawn").Pipe()
+    process = get_context("spawn").Process(target=_serve, args=(theirs, make, name, args), daemon=True)
+    process.start()
+    theirs.close()
+
+    def work(images: int) -> tuple[int, float]:
+        mine.send(images)
+        done, took = mine.recv()
+        return done, took
+
+    try:
+        yield work
+    finally:
+        mine.close()
+        process.join()
+
+
+def _serve(orders: Connection, make: Callable[[str, Any], Timed], name: str, args: Any) -> None:
+    torch.set_num_threads(args.threads)
+    work = make(name, args)
+    while True:
+        try:
+            images = orders.recv()
+        except EOFError:
+            return
+        orders.send(work(images))
+
+
 def passes_alone(name: str, args: Any) -> Timed:
     """Return forward and backward of the network in the layout and precision of `fit`, on one noisy batch."""
     model = classifier(name, args).to(args.device).train()
@@ -228,21 +266,18 @@ def passes_alone(name: str, args: Any) -> Timed:
 
 def measure(name: str, args: Any, folder: str) -> Row:
     """Measure one network: every turn runs each work once, for about ``args.seconds``."""
-    works = {
-        "fit": fitting(name, args, folder),
-        "published": published_loop(name, args),
-        "alone": passes_alone(name, args),
-    }
-    rates: dict[str, list[float]] = {label: [] for label in works}
-    sizes = {}
-    for label, work in works.items():
-        work(BATCH)  # what is done once: kernels chosen, memory taken, perhaps compiled
-        done, took = work(2 * BATCH)
-        sizes[label] = max(2 * BATCH, round(args.seconds * done / took))
-    for _ in range(args.rounds):
+    with apart(published_loop, name, args) as published:
+        works = {"fit": fitting(name, args, folder), "published": published, "alone": passes_alone(name, args)}
+        rates: dict[str, list[float]] = {label: [] for label in works}
+        sizes = {}
         for label, work in works.items():
-            done, took = work(sizes[label])
-            rates[label].append(done / took)
+            work(BATCH)  # what is done once: kernels chosen, memory taken, perhaps compiled
+            done, took = work(2 * BATCH)
+            sizes[label] = max(2 * BATCH, round(args.seconds * done / took))
+        for _ in range(args.rounds):
+            for label, work in works.items():
+                done, took = work(sizes[label])
+                rates[label].append(done / took)
     return {"network": name, "precision": args.precision, "compiled": args.compile, "rates": rates}
 
 
@@ -305,6 +340,7 @@ def main(argv: Sequence[str] | None = None) -> Row:
     own.add_argument("--epochs", type=int, default=10, help="of the training whose shares are told; 0: none")
     own.add_argument("--images", type=int, default=60_000, help="of its data, a tenth of which is held out")
     args = own.parse_args(argv)
+    args.threads = torch.get_num_threads()
     if args.quick:
         args.networks, args.seconds, args.rounds = ["digits_cnn"], min(args.seconds, 0.02), min(args.rounds, 2)
         args.epochs, args.images = min(args.epochs, 2), 4 * BATCH

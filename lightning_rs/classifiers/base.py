@@ -23,6 +23,7 @@ from lightning_rs.checks import check_choice
 from lightning_rs.classifiers.arguments import constructor_arguments, plain_arguments, revived
 from lightning_rs.classifiers.finite import FiniteLoss
 from lightning_rs.classifiers.initial import load_initial_weights
+from lightning_rs.classifiers.memory import keep_freed_memory
 from lightning_rs.classifiers.schedule import Cosine
 from lightning_rs.data.base import ImageDataModule
 from lightning_rs.networks import build_network
@@ -298,7 +299,7 @@ class BaseClassifier(pl.LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": self._monitor}}
 
     def setup(self, stage: str) -> None:
-        """Lightning hook: start a new training from the weights that ``init_from`` names; choose the layout.
+        """Lightning hook: start a new training from the weights that ``init_from`` names; choose layout and allocator.
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
@@ -306,6 +307,7 @@ class BaseClassifier(pl.LightningModule, ABC):
         """
         if stage != "fit":
             return
+        keep_freed_memory()
         if self._init_from is not None and self.trainer.ckpt_path is None:
             load_initial_weights(self.network, self._init_from)
         data = getattr(self.trainer, "datamodule", None)
