@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Group
     from rich.live import Live
 
-_SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = 15.0
 _SECONDS_BETWEEN_REDRAWS = 0.5
 _BAR, _SHORTEST_BAR = 40, 8  # columns
 
@@ -122,7 +122,7 @@ class Progress:
         return [f"certified accuracy {shown[0]}", *shown[1:]] if shown else []
 
     def _pause(self) -> float:
-        return _SECONDS_BETWEEN_REDRAWS if self._is_terminal() else _SECONDS_BETWEEN_LINES
+        return _SECONDS_BETWEEN_REDRAWS if self._is_terminal() else SECONDS_BETWEEN_LINES
 
     def _is_terminal(self) -> bool:
         # Not rich's own answer: it takes a pipe for a terminal where colours are forced.
