@@ -2,6 +2,8 @@
 
 The selector learns, on training images, which expert certifies the largest radius for the true class. alpha is shared
 before anything is sampled: .3 of it for the selector, the rest in equal parts for the experts; an expert alone has all.
+
+    OMP_NUM_THREADS=1 python -m benchmarks.routed mnist_lenet_gaussian_0.25 mnist_lenet_gaussian_1.0 --root data
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import datasets
 
-from benchmarks.common import parser
+from benchmarks.common import Row, finish, parser
 from lightning_rs import SmoothedClassifier
 from lightning_rs.certificates import GaussianL2
 from lightning_rs.certifier import Certifier
@@ -35,8 +37,8 @@ ALPHA = 0.001
 SHARE = 0.3
 
 
-def main() -> None:
-    """Train the selector, certify everything once, print the table."""
+def main(argv: Sequence[str] | None = None) -> Row:
+    """Train the selector, certify everything once, print the table and return its rows."""
     own = parser(__doc__ or "")
     own.add_argument("experts", nargs="+", help="checkpoints, Gaussian noise")
     own.add_argument("--root", default="data")
@@ -45,12 +47,15 @@ def main() -> None:
     own.add_argument("--train", type=int, default=1000, help="training images that the selectors learn from")
     own.add_argument("--train_n", type=int, default=200, help="samples by which the best expert is told")
     own.add_argument("--selectors", type=float, nargs="+", default=[0.5, 1.0, 0.25], help="their noise")
-    told = own.parse_args()
-    _run(told)
+    told = own.parse_args(argv)
+    if told.quick:
+        told.images, told.n, told.train, told.train_n = 8, 200, 16, 100
+        told.selectors = told.selectors[:1]
+    return finish(told.out, routed=_run(told), n=told.n, alpha=ALPHA)
 
 
-def _run(told: argparse.Namespace) -> None:
-    start = time.process_time()
+def _run(told: argparse.Namespace) -> list[Row]:
+    start, rows_of_table = time.process_time(), []
     experts = [SmoothedClassifier.from_checkpoint(checkpoint_path(name)) for name in told.experts]
     train, test = (datasets.MNIST(told.root, train=each) for each in (True, False))
     rows = np.linspace(0, len(test) - 1, told.images).astype(int)
@@ -62,12 +67,12 @@ def _run(told: argparse.Namespace) -> None:
         _say(start, f"expert sigma {expert.noise.sigma:g} certified")
     known = labels.numpy()
     singles = {f"sigma {part.sigma:g}": _alone(part, known) for part in parts}
-    _table(singles, {})
+    rows_of_table += _table(singles, {})
     order = np.argsort([-part.sigma for part in parts])
     for p0 in (0.5, 0.9):
         # A cascade needs no selector: its levels share all of alpha, of which the experts here have only a part.
         made = combine_records("cascade", p0, [parts[k] for k in order], ALPHA)
-        _table({f"cascade {p0:g}": _radii(made, known)}, singles)
+        rows_of_table += _table({f"cascade {p0:g}": _radii(made, known)}, singles)
     rows = np.linspace(0, len(train) - 1, told.train).astype(int)
     some, their = _pixels(train, rows), train.targets[rows]
     rewards = []
@@ -84,18 +89,23 @@ def _run(told: argparse.Namespace) -> None:
         chosen = np.bincount(selector.top, minlength=len(experts)) / len(known)
         _say(start, f"selector at {sigma:g} certified, routes taken: {np.round(chosen, 3)}")
         made = combine_records("routed", None, [selector, *parts], ALPHA)
-        _table({f"routed, selector {sigma:g}": _radii(made, known)}, singles)
+        rows_of_table += _table({f"routed, selector {sigma:g}": _radii(made, known)}, singles)
     _say(start, "done")
+    return rows_of_table
 
 
-def _table(systems: dict[str, NDArray[np.float64]], singles: dict[str, NDArray[np.float64]]) -> None:
-    """Print a row a system, and a row of paired differences from each expert alone."""
+def _table(systems: dict[str, NDArray[np.float64]], singles: dict[str, NDArray[np.float64]]) -> list[Row]:
+    """Print a row a system, and a row of paired differences from each expert alone; return the systems' rows."""
+    rows: list[Row] = []
     for name, radius in systems.items():
         cells = [f"{(radius >= r).mean():.3f}" for r in RADII]
         print(f"| {name} | {radius.clip(0).mean():.3f} | " + " | ".join(cells) + " |", flush=True)
         for other, its in singles.items():
             cells = [_difference(radius >= r, its >= r) for r in RADII]
             print(f"| - {other} | | " + " | ".join(cells) + " |", flush=True)
+        accuracy = {f"{r:g}": float((radius >= r).mean()) for r in RADII}
+        rows.append({"system": name, "ACR": float(radius.clip(0).mean()), "accuracy": accuracy})
+    return rows
 
 
 def _say(start: float, words: str) -> None:

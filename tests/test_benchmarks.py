@@ -18,10 +18,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the benchmarks are not ins
 from benchmarks import (
     before,
     common,
+    denoised_faces,
     first_order,
     l1_cost,
     lattice,
     one_pass,
+    routed,
     samples,
     scaling,
     splitting,
@@ -38,6 +40,7 @@ from lightning_rs.engine.runtime import Runtime
 from lightning_rs.networks import Normalize
 from lightning_rs.noise import GaussianNoise
 from lightning_rs.records import Certification
+from tests.data.formats import write_idx
 from tests.fakes import certification
 from tests.helpers import HalfSpace
 from tests.reported import SIGMA, from_votes, save
@@ -350,6 +353,53 @@ def test_the_training_contenders_do_the_steps_they_are_told(tmp_path: Path, monk
         batches.clear()
         assert work(2 * training.BATCH + 1)[0] == 3 * training.BATCH
         assert batches == [training.BATCH] * 3
+
+
+def test_routed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_idx(tmp_path, train=64, test=16)
+    out = tmp_path / "routed.json"
+    routed.main(
+        ["mnist_lenet_gaussian_0.25", "mnist_lenet_gaussian_1.0", "--root", str(tmp_path), "--quick", "--out", str(out)]
+    )
+    found = written(out)
+    assert [row["system"] for row in found["routed"]] == [
+        "sigma 0.25", "sigma 1", "cascade 0.5", "cascade 0.9", "routed, selector 0.5"
+    ]  # fmt: skip
+    for row in found["routed"]:
+        accuracies = list(row["accuracy"].values())
+        assert accuracies == sorted(accuracies, reverse=True)
+        assert 0 <= row["ACR"] <= 2
+    assert found["n"] == 200
+    assert "| - sigma 0.25 |" in capsys.readouterr().out
+
+
+def test_denoised_faces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    # The packages are installed apart: two networks of which one knows more, on images that need no package.
+    rows = torch.zeros(200, 1, 25, 25)
+    rows[:100] = 0.6
+    networks: dict[str, nn.Module] = {"alone": Brightness(0.3), "behind": Brightness(0.5)}
+    monkeypatch.setattr(denoised_faces, "images", lambda: (rows, (torch.arange(200) < 100).long()))
+    monkeypatch.setattr(denoised_faces, "networks", lambda sigma: networks)
+    out = tmp_path / "faces.json"
+    denoised_faces.main(["--quick", "--out", str(out)])
+    found = written(out)
+    assert [row["network"] for row in found["denoised_faces"]] == ["alone", "behind"]
+    assert all(row["images"] == 4 for row in found["denoised_faces"])
+    assert all(row["right without noise"] == row["certified"] == 1.0 for row in found["denoised_faces"])
+    assert found["n"] == 100
+    assert "same images: " in capsys.readouterr().out
+
+
+class Brightness(nn.Module):
+    """Class 1 above a mean grey level."""
+
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.level = nn.Parameter(torch.tensor(level))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        above = x.flatten(1).mean(1) - self.level
+        return torch.stack([-above, above], 1)
 
 
 def test_the_training_table_pairs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
