@@ -66,7 +66,9 @@ class MetricsBar(RichProgressBar):
     def _say(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: int | None) -> None:
         """Print a line, where nothing can be redrawn."""
         console = self._console
-        if self.is_disabled or console is None or console.is_terminal or console.is_jupyter:
+        if self.is_disabled or console is None or console.is_jupyter:
+            return
+        if console.is_terminal and not console.is_dumb_terminal:
             return
         self._said = self.clock()
         last = trainer.max_epochs or -1
@@ -87,9 +89,15 @@ def told(metrics: Mapping[str, Any]) -> list[str]:
     speed, left = rest.pop("images/s", None), rest.pop("min_left", None)
     words = [] if speed is None else [f"{float(speed):,.0f} images/s"]
     words += [] if left is None else [f"{duration(60 * float(left))} left"]
-    return words + [
-        f"{name} {value if isinstance(value, str) else f'{float(value):.4g}'}" for name, value in rest.items()
-    ]
+    return words + [f"{name} {_told(value)}" for name, value in rest.items()]
+
+
+def _told(value: Any) -> str:
+    """A metric as a number, or as it is: a user's own bar may show anything."""
+    try:
+        return f"{float(value):.4g}" if not isinstance(value, str) else value
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)
 
 
 def _of(done: int, total: float) -> str:

@@ -19,6 +19,7 @@ from lightning_rs.certifier import Certifier
 from lightning_rs.checks import check_alpha, check_at_least
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.data.base import ImageDataModule, View
+from lightning_rs.engine.runtime import usual_micro_batch
 from lightning_rs.loggers import certification_metrics, metric_radii
 from lightning_rs.noise import Noise
 from lightning_rs.records import Certification
@@ -41,8 +42,8 @@ class EpochEndCertification(pl.Callback):
     """Logs ``preview/ACR``, ``preview/accuracy@R`` and ``preview/abstain`` at validation, on few images and samples.
 
     The images are a fixed subset of the validation split, never of the test set; the network is copied, so that
-    training is bit-identical with and without this callback; ranks share the images. Micro-batches are of 64 rows on a
-    CPU, where the certifier does not say. The metrics can be monitored by
+    training is bit-identical with and without this callback; ranks share the images. Micro-batches have at most 64 rows
+    on a CPU, where the certifier does not say. The metrics can be monitored by
     ModelCheckpoint and early stopping: in epochs without certification the last ones stand.
 
     Args:
@@ -155,11 +156,14 @@ class EpochEndCertification(pl.Callback):
         data = _datamodule(trainer)
         subset = data.epoch_end_subset(_FEW if getattr(trainer, "fast_dev_run", False) else self.images)
         own: list[Certification] = []
-        configured = certifier.runtime.micro_batch
-        rows = _MICRO_BATCH if configured == "auto" and model.device.type == "cpu" else None
+        rows = None
+        if certifier.runtime.micro_batch == "auto" and model.device.type == "cpu":
+            rows = min(_MICRO_BATCH, usual_micro_batch(model.shape, "cpu"))
 
-        def prepared(certifier: Certifier) -> Session:
-            return certifier.session(
+        def prepared(n: int) -> Session:
+            fewer = copy.copy(certifier)
+            fewer.n = n
+            return fewer.session(
                 model.network,
                 noise,
                 model.shape,
@@ -171,12 +175,11 @@ class EpochEndCertification(pl.Callback):
             )
 
         with _undisturbed(model), announced("certification at the end of the epoch", not trainer.is_global_zero):
-            session = prepared(certifier)
+            # What was settled before is known before the network is prepared, which takes longer than few samples.
+            session = prepared(certifier.n if self._size is None else min(certifier.n, self._size[1]))
             images, n = self._affordable(trainer, session, subset)
-            if n < certifier.n:
-                fewer = copy.copy(certifier)
-                fewer.n = n
-                session = prepared(fewer)
+            if n < session.certifier.n:
+                session = prepared(n)
             mine = list(range(trainer.global_rank, images, trainer.world_size))
             if mine:
                 batch = subset.__getitems__(mine)

@@ -307,7 +307,8 @@ class BaseClassifier(pl.LightningModule, ABC):
         """
         if stage != "fit":
             return
-        keep_freed_memory()
+        if self.trainer.strategy.root_device.type == "cpu":
+            keep_freed_memory()
         if self._init_from is not None and self.trainer.ckpt_path is None:
             load_initial_weights(self.network, self._init_from)
         data = getattr(self.trainer, "datamodule", None)

@@ -7,7 +7,7 @@ import os
 import platform
 
 # Parameters of mallopt, see malloc.h of glibc.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 # Users who set one of these have decided for themselves.
 _DECIDED = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
 
@@ -27,5 +27,6 @@ def keep_freed_memory() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     # The threshold for mmap first: glibc moves it, and the other two with it, until somebody sets one.
-    settings = ((_MMAP_THRESHOLD, 2**30), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 2**26))
-    return all(mallopt(name, value) for name, value in settings)
+    # Older ones refuse more than 32 MiB, the largest that they would move it to.
+    above = any(mallopt(_MMAP_THRESHOLD, size) for size in (2**30, 2**25))
+    return bool(mallopt(_TRIM_THRESHOLD, 2**31 - 1)) and above

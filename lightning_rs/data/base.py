@@ -300,7 +300,7 @@ def _checked_indices(indices: Sequence[int] | None, skip: int, max: int | None) 
     if indices is None:
         return None
     if skip != 1 or max is not None:
-        raise ValueError(f"explicit indices exclude skip and max, got skip={skip} and max={max} beside them")
+        raise ValueError(f"indices say which images: beside them give skip 1 and max null, got skip={skip}, max={max}")
     chosen = [check_at_least("indices", index, 0) for index in indices]
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"indices must not repeat, got {chosen}")

@@ -393,10 +393,7 @@ class PreparedNetwork:
             return configured
         if configured == "tune":
             return self.tune()
-        numbers = _GPU_NUMBERS if self.device.type == "cuda" else _CPU_NUMBERS
-        dim = int(torch.Size(self.shape).numel())
-        size = 1 << max(5, (numbers // dim).bit_length() - 1)
-        return min(size, 4096 if self.device.type == "cuda" else 2048)
+        return usual_micro_batch(self.shape, self.device)
 
     @torch.inference_mode()
     def tune(self) -> int:
@@ -460,6 +457,14 @@ class PreparedNetwork:
             self.remarks.append(f"compile failed, running eagerly: {reason}")
             warnings.warn(f"torch.compile failed and the network runs eagerly: {reason}", stacklevel=2)
             return False
+
+
+def usual_micro_batch(shape: tuple[int, ...], device: torch.device | str) -> int:
+    """Return the rows of a micro-batch of inputs of this shape on a device, where the configuration says "auto"."""
+    cuda = torch.device(device).type == "cuda"
+    dim = int(torch.Size(shape).numel())
+    size = 1 << max(5, ((_GPU_NUMBERS if cuda else _CPU_NUMBERS) // dim).bit_length() - 1)
+    return min(size, 4096 if cuda else 2048)
 
 
 @dataclass

@@ -65,9 +65,10 @@ def _header(record: AttackRecord, binding: Mapping[str, Any]) -> Iterator[Claim]
     stated = binding.get("alpha")
     yield record.alpha in (0, stated), "alpha", f"the header's {stated!r}, or 0 if exact", record.alpha
     if not record.alpha:  # only then, because theorems load torch
-        known = theorem(str(binding.get("certificate")))
-        exact = known is None or known.exact
-        yield exact, "alpha", f"> 0: {binding.get('certificate')} was sampled", record.alpha
+        named = binding.get("certificate")
+        yield isinstance(named, str), "alpha", "> 0: the header names no certificate that could be exact", record.alpha
+        known = theorem(str(named))
+        yield known is None or known.exact, "alpha", f"> 0: {named} was sampled", record.alpha
 
 
 def _distances(record: AttackRecord) -> Iterator[Claim]:

@@ -126,6 +126,14 @@ def test_what_was_sampled_is_not_called_exact(attacked: Path) -> None:
         told = refusal(attacked, header, {**bare, "alpha": 0})
         assert (told is None) == (record["alpha"] == 0)
         assert told is None or "alpha must be > 0: GaussianL2 was sampled" in told
+        for nameless in (None, 3):
+            binding = json.loads(header)
+            where = binding["binding"]
+            assert where["certificate"]
+            where["certificate"] = nameless
+            told = refusal(attacked, json.dumps(binding), {**bare, "alpha": 0})
+            assert told is not None
+            assert "alpha must be > 0: the header names no certificate" in told
 
 
 def test_what_is_no_record_at_all_is_one_line(attacked: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pytorch_lightning.callbacks import RichProgressBar
 from pytorch_lightning.callbacks.progress.rich_progress import RichProgressBarTheme
 
@@ -50,6 +51,19 @@ def test_in_a_pipe_lines_come_now_and_then(
     assert all(" images/s, " in line and " left, " in line and "train/loss " in line for line in lines[1:])
 
 
+def test_a_dumb_terminal_is_no_better_than_a_pipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing can be redrawn there either: emacs's shell, some CI systems."""
+    monkeypatch.setenv("TERM", "dumb")
+    bar = RichProgressBar(console_kwargs={"force_terminal": True})
+    run = trainer(tmp_path, enable_progress_bar=True, callbacks=[bar], max_epochs=1)
+    run.fit(classifier("mlp", network_args={"hidden_sizes": [8]}), datamodule=Digits(batch_size=256))
+    shown = capsys.readouterr()  # rich may redirect stderr to stdout while it draws
+    assert "epoch 1/1, batch 1/5" in shown.out + shown.err
+    assert "val/accuracy_noisy 0." in shown.out + shown.err
+
+
 @pytest.mark.parametrize("how", [{"enable_progress_bar": False}, {"callbacks": [RichProgressBar(refresh_rate=0)]}])
 def test_who_wants_no_bar_gets_no_lines(
     how: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -63,6 +77,9 @@ def test_words_of_the_lines() -> None:
     metrics = {"train/loss": 0.63512, "images/s": 4042.3, "min_left": 1.5, "mine": "text"}
     assert told(metrics) == ["4,042 images/s", "1 min 30 s left", "train/loss 0.6351", "mine text"]
     assert told({}) == []
+    assert told({"mine": [1, 2], "nothing": None, "two": torch.ones(2)}) == [
+        "mine [1, 2]", "nothing None", "two tensor([1., 1.])",
+    ]  # fmt: skip
 
 
 def test_a_bar_that_the_user_has_chosen_stays() -> None:

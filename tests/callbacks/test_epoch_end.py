@@ -15,8 +15,9 @@ from lightning_rs.callbacks import EpochEndCertification, NoisyImageGrid
 from lightning_rs.certifier import Certifier
 from lightning_rs.data import Digits
 from lightning_rs.data.sources import Source
-from lightning_rs.engine.runtime import Runtime
+from lightning_rs.engine.runtime import Runtime, usual_micro_batch
 from lightning_rs.noise import LaplaceNoise
+from lightning_rs.session import Session
 from tests.training import classifier, same, trainer, weights
 
 
@@ -105,6 +106,44 @@ def test_it_certifies_when_it_is_due(tmp_path: Path, monkeypatch: pytest.MonkeyP
     # An evaluation is of the weights at hand, so nothing stands there.
     run.validate(model, datamodule=data, verbose=False)
     assert len(epochs) == 4
+
+
+def test_the_network_is_prepared_once_a_certification(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes longer than few samples: a size that is settled is known before."""
+    prepared, probed, session, probe = [], [], Certifier.session, Session.probe
+
+    def counted(self: Certifier, *args: Any, **how: Any) -> Session:
+        prepared.append(self.n)
+        return session(self, *args, **how)
+
+    monkeypatch.setattr(Certifier, "session", counted)
+    monkeypatch.setattr(Session, "probe", lambda self, images: probed.append(1) or probe(self, images))
+    monkeypatch.setattr(EpochEndCertification, "_affordable", lambda self, *_: self._size)
+    callback = EpochEndCertification(images=8, certifier=Certifier(n0=16, n=400, alpha=0.01))
+    callback._size = (8, 100)
+    run = trainer(tmp_path, callbacks=[callback], max_epochs=3, limit_train_batches=1)
+    run.fit(classifier(), datamodule=Digits())
+    assert prepared == [100] * 3
+    assert len(probed) == 3
+
+
+@pytest.mark.parametrize(("shape", "rows"), [((1, 8, 8), 64), ((3, 224, 224), 32)])
+def test_micro_batches_are_never_larger_than_usual(
+    shape: tuple[int, ...], rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):
+        pass
+
+    def asked(self: Certifier, *_: Any, micro_batch: int | None, **__: Any) -> Session:
+        raise Stop(micro_batch)
+
+    monkeypatch.setattr(Certifier, "session", asked)
+    run = trainer(tmp_path, callbacks=[small()], max_epochs=1, limit_train_batches=1)
+    model = classifier()
+    monkeypatch.setattr(model, "on_train_start", lambda: setattr(model, "shape", shape))
+    with pytest.raises(Stop, match=rf"^{rows}$"):
+        run.fit(model, datamodule=Digits())
+    assert usual_micro_batch(shape, "cpu") >= rows
 
 
 def test_a_resumed_training_keeps_the_standing_metrics() -> None:

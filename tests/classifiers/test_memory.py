@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -56,6 +57,26 @@ def test_who_has_decided_is_left_alone(name: str, monkeypatch: pytest.MonkeyPatc
     assert not memory.keep_freed_memory()
 
 
+def test_an_old_glibc_gets_the_most_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It refuses a threshold above 32 MiB; the one for giving back is kept from moving all the same."""
+    for name in memory._DECIDED:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("glibc", "2.17"))
+    for most, done in ((2**25, True), (2**20, False)):
+        told: dict[int, int] = {}
+
+        def mallopt(name: int, value: int, most: int = most, told: dict[int, int] = told) -> int:
+            if name == memory._MMAP_THRESHOLD and value > most:
+                return 0
+            told[name] = value
+            return 1
+
+        monkeypatch.setattr(memory.ctypes, "CDLL", lambda _, mallopt=mallopt: SimpleNamespace(mallopt=mallopt))
+        assert memory.keep_freed_memory() is done
+        assert told[memory._TRIM_THRESHOLD] == 2**31 - 1
+        assert told.get(memory._MMAP_THRESHOLD) == (2**25 if done else None)
+
+
 def test_without_glibc_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.platform, "libc_ver", lambda: ("musl", "1.2"))
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("the allocator was asked for"))
@@ -73,4 +94,8 @@ def test_a_training_asks_for_it_and_a_validation_does_not(monkeypatch: pytest.Mo
     run.validate(model, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*data), 8), verbose=False)
     assert not asked
     run.fit(model, data)
+    assert asked == [1]
+    monkeypatch.setattr(type(run.strategy), "root_device", torch.device("meta"))
+    model.trainer = run
+    model.setup("fit")  # a training on a GPU keeps nothing on the CPU
     assert asked == [1]

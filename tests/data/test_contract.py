@@ -176,8 +176,8 @@ def test_no_validation_data(tmp_path: Path) -> None:
         ({"max": 0}, "max must be a whole number >= 1, got 0"),
         ({"indices": [1, -2]}, "indices"),
         ({"indices": [1, 2, 1]}, "must not repeat"),
-        ({"indices": [1], "skip": 2}, "exclude skip and max"),
-        ({"indices": [1], "max": 2}, "exclude skip and max"),
+        ({"indices": [1], "skip": 2}, "beside them give skip 1 and max null"),
+        ({"indices": [1], "max": 2}, "beside them give skip 1 and max null"),
     ],
 )
 def test_bad_arguments(tmp_path: Path, changes: dict[str, object], message: str) -> None:
