@@ -24,7 +24,7 @@ from lightning_rs.networks.normalize import Normalize
 from lightning_rs.networks.null_coding import NullCoding
 from lightning_rs.networks.pooling import LowResolution
 from lightning_rs.networks.schedules import alphas_cumprod, denoising_timestep
-from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
+from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, PooledCNN, SmallCNN
 from lightning_rs.networks.wide_resnet import WideResNet
 
 __all__ = [
@@ -42,6 +42,7 @@ __all__ = [
     "Normalize",
     "NullCoding",
     "PlainDenoiser",
+    "PooledCNN",
     "SigmaDenoiser",
     "SigmaUNet",
     "SmallCNN",

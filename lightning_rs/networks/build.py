@@ -30,7 +30,7 @@ from lightning_rs.networks.normalize import Normalize
 from lightning_rs.networks.null_coding import NullCoding
 from lightning_rs.networks.parts import call_part, import_part, is_part, self_contained
 from lightning_rs.networks.pooling import LowResolution, pooled_shape
-from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, SmallCNN
+from lightning_rs.networks.small import MLP, DigitsCNN, MnistLeNet, PooledCNN, SmallCNN
 from lightning_rs.networks.wide_resnet import WideResNet
 
 Shape = tuple[int, ...]
@@ -51,9 +51,9 @@ def build_network(
 
     Args:
         name: one of ours (``cifar_resnet20``, ``cifar_resnet56``, ``cifar_resnet110``, ``wide_resnet40_2``,
-            ``mnist_lenet``, ``digits_cnn``, ``small_cnn``, ``mlp``, ``low_resolution``, ``null_coded``, ``denoised``),
-            ``timm/NAME`` or a bare timm name, ``torchvision/NAME``, or the class path of your own ``nn.Module``,
-            ``mynet.MyNet``; see `available_networks`.
+            ``mnist_lenet``, ``digits_cnn``, ``small_cnn``, ``pooled_cnn``, ``mlp``, ``low_resolution``, ``null_coded``,
+            ``denoised``), ``timm/NAME`` or a bare timm name, ``torchvision/NAME``, or the class path of your own
+            ``nn.Module``, ``mynet.MyNet``; see `available_networks`.
         num_classes: number of logits. Passed to a network of your own if its constructor takes ``num_classes``, as
             are ``shape``, and ``mean`` with ``std``, which then are its business: no layer is put before it.
         shape: shape of one input without the batch, ``(C, H, W)`` for images, ``(d,)`` for vectors.
@@ -279,6 +279,12 @@ def _small_cnn(num_classes: int, shape: Shape, channels: Sequence[int] = (16, 32
     return SmallCNN(num_classes, _image("small_cnn", shape), channels, hidden)
 
 
+def _pooled_cnn(
+    num_classes: int, shape: Shape, channels: Sequence[Sequence[int]] = ((32,), (64, 64)), hidden: int = 256
+) -> nn.Module:
+    return PooledCNN(num_classes, _image("pooled_cnn", shape), channels, hidden)
+
+
 def _low_resolution(
     num_classes: int, shape: Shape, base: str = "cifar_resnet20", pool: int = 2, **kwargs: Any
 ) -> nn.Module:
@@ -338,6 +344,7 @@ _BUILDERS: dict[str, Builder] = {
     "mnist_lenet": _mnist_lenet,
     "digits_cnn": _digits_cnn,
     "small_cnn": _small_cnn,
+    "pooled_cnn": _pooled_cnn,
     "mlp": MLP,
     "low_resolution": _low_resolution,
     "null_coded": _null_coded,

@@ -40,6 +40,7 @@ ROWS = [
     Row("mnist_lenet", GRAY),
     Row("digits_cnn", DIGIT),
     Row("small_cnn", GRAY),
+    Row("pooled_cnn", GRAY),
     Row("mlp", (5,), {"hidden_sizes": [4]}),
     Row("low_resolution", (1, 16, 16), {"base": "digits_cnn", "pool": 2}),
     Row("null_coded", DIGIT, {"base": "digits_cnn"}),

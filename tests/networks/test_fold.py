@@ -49,6 +49,7 @@ CASES = [
     ("mnist_lenet", (1, 28, 28), 0, nn.Identity),
     ("digits_cnn", (2, 8, 8), 0, nn.Identity),
     ("small_cnn", (3, 32, 32), 0, nn.Identity),
+    ("pooled_cnn", (1, 28, 28), 0, nn.Identity),
     ("mlp", (2, 7, 7), 0, nn.Identity),
     ("mlp", (10,), 0, nn.Identity),
     ("low_resolution", (3, 32, 32), 0, Center),

@@ -51,6 +51,7 @@ def fused_layers(network: nn.Module) -> list[FusedConv2d]:
         ("mnist_lenet", (3, 29, 31), 2, 0),
         ("digits_cnn", (1, 8, 8), 2, 0),
         ("small_cnn", (1, 28, 28), 2, 0),
+        ("pooled_cnn", (1, 28, 28), 3, 0),
         ("torchvision/resnet18", (3, 32, 32), 20, 8),
         ("torchvision/mobilenet_v2", (3, 32, 32), 35, 10),
         pytest.param("wide_resnet40_2", (3, 32, 32), 40, 18, marks=pytest.mark.slow),

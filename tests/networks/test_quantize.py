@@ -173,6 +173,7 @@ def test_a_linear_layer_of_codes(limit: int) -> None:
         ("cifar_resnet20", (3, 32, 32), 21),
         ("mnist_lenet", (1, 28, 28), 3),
         ("small_cnn", (1, 28, 28), 3),
+        ("pooled_cnn", (1, 28, 28), 4),
         ("digits_cnn", (1, 8, 8), 3),
         ("torchvision/squeezenet1_1", (3, 40, 40), 26),  # concatenations
         pytest.param("wide_resnet40_2", (3, 32, 32), 40, marks=pytest.mark.slow),
