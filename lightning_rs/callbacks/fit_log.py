@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from lightning_rs.callbacks.epoch_end import EpochEndCertification
+from lightning_rs.callbacks.pace import loggers_listen
 from lightning_rs.classifiers.base import BaseClassifier
 from lightning_rs.loggers import begin, fit_job
 from lightning_rs.loggers.runs import link_checkpoint
@@ -29,6 +30,8 @@ class FitLog(pl.Callback):
     ) -> None:
         """Lightning hook: begin with the first batch; log."""
         self._begin(trainer, pl_module)
+        if batch_idx > 0 and not loggers_listen(trainer):
+            return
         for optimizer in trainer.optimizers[:1]:  # an objective may do without
             rate = float(optimizer.param_groups[0]["lr"])
             pl_module.log("train/learning_rate", rate, on_step=True, on_epoch=False)

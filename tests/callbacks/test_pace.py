@@ -45,6 +45,33 @@ def test_the_bar_shows_images_a_second_and_the_time_left(tmp_path: Path, capsys:
     assert "trained on 256 images in 26 s, 10 images/s" in said
 
 
+def test_numbers_are_told_once_a_second_and_when_loggers_take_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+    pace = TrainingPace(clock=ticking(0.3))
+    model = classifier()
+    log = model.log
+
+    def watched(name: str, value: Any, **how: Any) -> None:
+        if name in ("images/s", "train/learning_rate"):
+            told.append((run.fit_loop.epoch_loop.batch_idx, "/" in name and name.startswith("train")))
+        log(name, value, **how)
+
+    monkeypatch.setattr(model, "log", watched)
+    run = trainer(tmp_path, callbacks=[pace], limit_train_batches=9, max_epochs=1, log_every_n_steps=3)
+    run.fit(model, datamodule=Digits(batch_size=32))
+    # Looks are 0.3 s apart: the first batch, then a second later, every third batch for loggers, and the last one.
+    assert [batch for batch, rate in told if not rate] == [0, 2, 5, 8]
+    assert [batch for batch, rate in told if rate] == [0, 2, 5, 8]
+    told.clear()
+    pace._clock = ticking(0.3)
+    run = trainer(tmp_path, callbacks=[pace], limit_train_batches=9, max_epochs=1, log_every_n_steps=100)
+    run.fit(model, datamodule=Digits(batch_size=32))
+    assert [batch for batch, rate in told if not rate] == [0, 4, 8]
+    assert [batch for batch, rate in told if rate] == [0]
+
+
 def test_training_is_the_same_with_and_without_it(tmp_path: Path) -> None:
     with_it, without = classifier(), classifier()
     run = trainer(tmp_path, limit_train_batches=2)
