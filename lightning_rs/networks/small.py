@@ -128,7 +128,7 @@ class SmallCNN(nn.Module):
 
 
 class PooledCNN(nn.Module):
-    """Convolutions with BatchNorm and ReLU in blocks, each of which ends with 2x2 max-pooling; a hidden layer, the logits.
+    """Convolutions with BatchNorm and ReLU in blocks that end with 2x2 max-pooling, a hidden layer, the logits.
 
     The first convolution is 5x5, the others 3x3; none pads, so that standardisation and BatchNorm fold into the
     weights exactly (see `fold`). Made for training under much noise on one CPU: by default, for 28x28 digits, it has
