@@ -30,7 +30,7 @@ def test_the_manifest_lists_every_checkpoint() -> None:
     assert sorted(entry["file"] for entry in MANIFEST) == sorted(path.name for path in FOLDER.glob("*.ckpt"))
     sizes = [path.stat().st_size for path in FOLDER.glob("*.ckpt")]
     assert max(sizes) < 2_000_000
-    assert sum(sizes) < 14_000_000  # they are in the wheel
+    assert sum(sizes) < 16_000_000  # they are in the wheel
 
 
 @pytest.mark.parametrize("entry", MANIFEST, ids=by_name)
