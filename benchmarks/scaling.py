@@ -48,9 +48,9 @@ def seconds_of(session: Session, images: torch.Tensor, indices: Sequence[int] | 
 def peak_memory() -> float:
     """Return the largest memory of this process so far, in MiB."""
     status = Path("/proc/self/status")
-    if status.exists():  # getrusage counts what the process was forked from, too
-        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) / 2**10
+    for line in status.read_text().splitlines() if status.exists() else ():
+        if line.startswith("VmHWM:"):  # getrusage counts what the process was forked from, too
+            return int(line.split()[1]) / 2**10
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

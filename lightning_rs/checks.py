@@ -70,7 +70,11 @@ def check_nonnegative(name: str, value: ArrayLike) -> FloatArray:
 
 def check_at_least(name: str, value: int, least: int) -> int:
     """Return the integer ``value``; raise ``ValueError`` unless it is a whole number >= ``least``."""
-    if isinstance(value, bool) or int(value) != value or value < least:
+    try:
+        right = not isinstance(value, (bool, str)) and int(value) == value and value >= least
+    except (TypeError, ValueError, OverflowError):  # a list, nan, infinity
+        right = False
+    if not right:
         raise ValueError(f"{name} must be a whole number >= {least}, got {value!r}")
     return int(value)
 

@@ -305,13 +305,16 @@ def test_scaling_over_ranks() -> None:
     assert all(row["peak MiB"] >= row["MiB before sampling"] > 100 for row in found["large"])
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's own peak")
+_STATUS = Path("/proc/self/status")
+
+
+@pytest.mark.skipif(not _STATUS.exists() or "VmHWM" not in _STATUS.read_text(), reason="only Linux tells it")
 def test_the_peak_of_a_process_is_its_own() -> None:
     """getrusage's is that of its parent, too, until it is exceeded."""
-    ours = np.ones(2**27)  # 1 GiB
-    assert scaling.peak_memory() > ours.nbytes / 2**20
+    ours = np.ones(2**27)  # 1 GiB beside all that the child imports, which this process has imported, too
     with ProcessPoolExecutor(1, get_context("spawn")) as own:
-        assert 10 < own.submit(scaling.peak_memory).result() < ours.nbytes / 2**20
+        theirs = own.submit(scaling.peak_memory).result()
+    assert 10 < theirs < scaling.peak_memory() - ours.nbytes / 2**21
 
 
 def test_turns_alternate_and_a_rate_counts_what_was_done(monkeypatch: pytest.MonkeyPatch) -> None:

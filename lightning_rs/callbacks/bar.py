@@ -1,4 +1,4 @@
-"""Lightning's progress bar with room for what it says: a metric a line, never cut; plain lines in a pipe."""
+"""Lightning's progress bar with room for what it says: a metric a line, never cut; plain lines where none is drawn."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _NARROW = 110  # columns of a terminal in which a bar would take the room of the
 class MetricsBar(RichProgressBar):
     """Lightning's bar, which cuts metrics at 80 columns: here each has a line, and a narrow terminal has no bar.
 
-    Where nothing can be redrawn, in a pipe or a file, Lightning's bar says nothing before the training ends: here a
-    plain line goes to stderr now and then, with the first batch, and after every validation. ``Trainer.fit`` takes it
-    in the place of Lightning's bar with Lightning's looks.
+    Where nothing can be redrawn, in a pipe, a file or a dumb terminal, Lightning's bar says nothing before the training
+    ends: here a plain line goes to stderr now and then, with the first batch, and after every validation.
+    ``Trainer.fit`` takes it in the place of Lightning's bar with Lightning's looks.
     """
 
     clock: Callable[[], float] = staticmethod(time.monotonic)
@@ -93,7 +93,7 @@ def told(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _told(value: Any) -> str:
-    """A metric as a number, or as it is: a user's own bar may show anything."""
+    """Return a metric as a number, or as it is: a user's own bar may show anything."""
     try:
         return f"{float(value):.4g}" if not isinstance(value, str) else value
     except (TypeError, ValueError, RuntimeError):

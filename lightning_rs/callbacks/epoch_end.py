@@ -176,7 +176,8 @@ class EpochEndCertification(pl.Callback):
 
         with _undisturbed(model), announced("certification at the end of the epoch", not trainer.is_global_zero):
             # What was settled before is known before the network is prepared, which takes longer than few samples.
-            session = prepared(certifier.n if self._size is None else min(certifier.n, self._size[1]))
+            known = self._size if self._limited(trainer) else None
+            session = prepared(certifier.n if known is None else min(certifier.n, known[1]))
             images, n = self._affordable(trainer, session, subset)
             if n < session.certifier.n:
                 session = prepared(n)
@@ -187,11 +188,17 @@ class EpochEndCertification(pl.Callback):
         records = [record for part in gather(own, trainer.world_size) for record in part]
         return sorted(records, key=lambda record: record.index)
 
+    def _limited(self, trainer: pl.Trainer) -> bool:
+        """Whether the share of an epoch limits a certification: not where weights at hand are only evaluated."""
+        return self.share is not None and self._began is not None and trainer.state.fn == TrainerFn.FITTING
+
     def _affordable(self, trainer: pl.Trainer, session: Session, subset: View) -> tuple[int, int]:
         """Return how many images and samples the share of an epoch allows; settled once a training, for all ranks."""
         whole = len(subset), session.certifier.n
-        if self.share is None or self._began is None or trainer.state.fn != TrainerFn.FITTING:
+        if not self._limited(trainer):
             return whole
+        assert self.share is not None
+        assert self._began is not None
         if self._size is None:
             first = subset.__getitems__([0]).image
             session.probe(first)  # part of what every certification takes

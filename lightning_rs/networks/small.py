@@ -82,7 +82,22 @@ class DigitsCNN(nn.Module):
         return self.fc(x.flatten(1))
 
 
-class SmallCNN(nn.Module):
+class _Convolutions(nn.Module):
+    """Layers on images, a hidden layer with ReLU, the logits."""
+
+    def __init__(self, layers: Sequence[nn.Module], features: int, hidden: int, num_classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*layers)
+        self.fc1 = nn.Linear(features, check_at_least("hidden", hidden, 1))
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Linear(hidden, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits."""
+        return self.fc2(self.relu(self.fc1(self.features(x).flatten(1))))
+
+
+class SmallCNN(_Convolutions):
     """Strided convolutions (5x5, then 3x3, each with BatchNorm and ReLU), a hidden layer, the logits.
 
     Made for studies on one CPU: halving the image in the first layer makes it several times cheaper than LeNet. No
@@ -104,8 +119,7 @@ class SmallCNN(nn.Module):
         self, num_classes: int, shape: Sequence[int], channels: Sequence[int] = (16, 32), hidden: int = 128
     ) -> None:
         """Build the network."""
-        super().__init__()
-        widths = [check_at_least("channels", width, 1) for width in channels]
+        widths = _widths("channels", channels)
         if not widths:
             raise ValueError("channels must name at least one convolution, got none")
         kernels = [5] + [3] * (len(widths) - 1)
@@ -117,23 +131,16 @@ class SmallCNN(nn.Module):
         for width, kernel in zip(widths, kernels, strict=True):
             layers += [nn.Conv2d(before, width, kernel, stride=2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
             before, size = width, [(side - kernel) // 2 + 1 for side in size]
-        self.features = nn.Sequential(*layers)
-        self.fc1 = nn.Linear(before * math.prod(size), check_at_least("hidden", hidden, 1))
-        self.relu = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        return self.fc2(self.relu(self.fc1(self.features(x).flatten(1))))
+        super().__init__(layers, before * math.prod(size), hidden, num_classes)
 
 
-class PooledCNN(nn.Module):
+class PooledCNN(_Convolutions):
     """Convolutions with BatchNorm and ReLU in blocks that end with 2x2 max-pooling, a hidden layer, the logits.
 
     The first convolution is 5x5, the others 3x3; none pads, so that standardisation and BatchNorm fold into the
     weights exactly (see `fold`). Made for training under much noise on one CPU: by default, for 28x28 digits, it has
-    321,000 weights, fewer than LeNet, takes twice its time an image, and certifies more after as many epochs
-    (`benchmarks/results/training_mnist.md`).
+    321,000 weights, fewer than LeNet, and takes 2.4 times its time an image; what it certifies beside LeNet stands in
+    `benchmarks/results/training_mnist.md`.
 
     Args:
         num_classes: number of logits.
@@ -155,8 +162,9 @@ class PooledCNN(nn.Module):
         hidden: int = 256,
     ) -> None:
         """Build the network."""
-        super().__init__()
-        blocks = [[check_at_least("channels", width, 1) for width in block] for block in channels]
+        if not isinstance(channels, Sequence) or not all(isinstance(block, Sequence) for block in channels):
+            raise ValueError(f"channels must be lists of widths, one a block, [[32], [64, 64]], got {channels!r}")
+        blocks = [_widths("channels", block) for block in channels]
         if not blocks or not all(blocks):
             raise ValueError(f"channels must name at least one convolution in every block, got {channels}")
         least = 1
@@ -172,14 +180,7 @@ class PooledCNN(nn.Module):
             # ReLU and max-pooling commute exactly; in this order ReLU sees a quarter of the numbers.
             layers.insert(-1, nn.MaxPool2d(2))
             size = [side // 2 for side in size]
-        self.features = nn.Sequential(*layers)
-        self.fc1 = nn.Linear(before * math.prod(size), check_at_least("hidden", hidden, 1))
-        self.relu = nn.ReLU()
-        self.fc2 = nn.Linear(hidden, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits."""
-        return self.fc2(self.relu(self.fc1(self.features(x).flatten(1))))
+        super().__init__(layers, before * math.prod(size), hidden, num_classes)
 
 
 class MLP(nn.Module):
@@ -199,7 +200,7 @@ class MLP(nn.Module):
     def __init__(self, num_classes: int, shape: Sequence[int], hidden_sizes: Sequence[int] = (256, 256)) -> None:
         """Build the network."""
         super().__init__()
-        widths = [math.prod(shape), *(check_at_least("hidden_sizes", size, 1) for size in hidden_sizes)]
+        widths = [math.prod(shape), *_widths("hidden_sizes", hidden_sizes)]
         self.flatten = nn.Flatten()
         self.hidden = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.head = nn.Linear(widths[-1], num_classes)
@@ -210,6 +211,12 @@ class MLP(nn.Module):
         for layer in self.hidden:
             x = torch.relu(layer(x))
         return self.head(x)
+
+
+def _widths(name: str, widths: Sequence[int]) -> list[int]:
+    if isinstance(widths, str) or not isinstance(widths, Sequence):
+        raise ValueError(f"{name} must be a list of whole numbers >= 1, got {widths!r}")
+    return [check_at_least(name, width, 1) for width in widths]
 
 
 def _at_least_wide(name: str, shape: Sequence[int], size: int) -> tuple[int, int, int]:

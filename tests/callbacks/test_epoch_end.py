@@ -118,13 +118,15 @@ def test_the_network_is_prepared_once_a_certification(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(Certifier, "session", counted)
     monkeypatch.setattr(Session, "probe", lambda self, images: probed.append(1) or probe(self, images))
-    monkeypatch.setattr(EpochEndCertification, "_affordable", lambda self, *_: self._size)
     callback = EpochEndCertification(images=8, certifier=Certifier(n0=16, n=400, alpha=0.01))
     callback._size = (8, 100)
     run = trainer(tmp_path, callbacks=[callback], max_epochs=3, limit_train_batches=1)
-    run.fit(classifier(), datamodule=Digits())
+    model, data = classifier(), Digits()
+    run.fit(model, datamodule=data)
     assert prepared == [100] * 3
     assert len(probed) == 3
+    run.validate(model, datamodule=data, verbose=False)  # which no epoch's share limits
+    assert prepared[3:] == [400]
 
 
 @pytest.mark.parametrize(("shape", "rows"), [((1, 8, 8), 64), ((3, 224, 224), 32)])
