@@ -45,9 +45,13 @@ def test_attack_brackets_resumes_and_is_sharded(
     assert [record.index for record in found] == sorted(certificates)
     for record in found:
         assert record.radius == certificates[record.index].radius
-        assert record.attacked is None or record.attacked > record.radius
+        if record.stated:
+            assert record.attacked is None or record.attacked > record.radius
+        else:  # no ball: a class that nothing is stated of may be lost at the image itself
+            assert record.radius == 0
         assert {test.kind for test in record.tests} == {"clean", "random", "adversarial"}
-    assert any(record.attacked is not None for record in found)
+    assert any(record.attacked is not None for record in found if record.stated)
+    assert sum(record.stated for record in found) >= 3
     assert list(records.parent.rglob("attack_bracket.png"))
     lines = out.read_text().splitlines()
     out.write_text("\n".join(lines[:3]) + "\n" + lines[3][:40])  # killed in the middle of the third image
